@@ -1,0 +1,57 @@
+# Everything runs in .venv, made from python3 and the package registry. `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint check-all bench bench-learning asv-compare clean
+
+help:
+	@echo "make demo            install into .venv and stream real data through a Router"
+	@echo "make test            lint, types, C tests, Python tests with coverage"
+	@echo "make check-all       test, sanitizers, slow tests"
+	@echo "make bench           kernels, ring, router: the table of the README"
+	@echo "make bench-learning  regret against frozen and swept peers"
+	@echo "make asv-compare BASE=<revision>   fail when a benchmark is 15 % slower than BASE"
+
+$(STAMP): pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[dev]'
+	touch $(STAMP)
+
+install: $(STAMP)
+	@$(BIN)/python setup.py --quiet build_clib build_ext --inplace
+
+demo: install
+	$(BIN)/sona demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint sona
+	$(BIN)/clang-format --dry-run --Werror csrc/include/sona/*.h csrc/src/*.[ch] csrc/tests/*.[ch]
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs sona csrc tests asv_benchmarks
+	$(BIN)/mypy
+
+test: lint
+	$(MAKE) -C csrc/tests check
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered -m "not slow"
+
+check-all: test
+	$(MAKE) -C csrc/tests asan tsan
+	$(BIN)/python -m pytest -m slow
+
+bench: install
+	$(BIN)/python -m pip install --quiet '.[bench]' --no-build-isolation
+	$(BIN)/python asv_benchmarks/table.py
+
+bench-learning: install
+	$(BIN)/python asv_benchmarks/learning_table.py
+
+asv-compare: install
+	$(BIN)/python -m pip install --quiet asv virtualenv
+	cd asv_benchmarks && ../$(BIN)/asv continuous --factor 1.15 --split $(BASE) HEAD
+
+clean:
+	rm -rf build dist *.egg-info sona/**/*.so csrc/tests/bin

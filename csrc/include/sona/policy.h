@@ -1,0 +1,124 @@
+/* Policy: softmax over arm vectors seen through an adapter.
+ *
+ *   score_k = <e_k, x + delta(x)>,   pi = softmax(score / tau),   v = d log pi_a / d y = (e_a - sum_k pi_k e_k) / tau
+ *
+ * The adapter enters through arm_rows[j][k] = <up_j, e_k>, kept up to date as rows are appended, so that a request costs
+ * (arms + rows) dim multiplications and never forms y.  Arms live in rows that keep their number: a removed arm leaves a gap that a later
+ * one may take.  `version` counts changes of the arms; a decision is learned from over the arms that were alive at its version.
+ *
+ * x is unit-norm (or zero) everywhere.  One thread at a time uses a policy; the adapter's own readers are free. */
+#ifndef SONA_POLICY_H
+#define SONA_POLICY_H
+
+#include "sona/adapter.h"
+#include "sona/guard.h"
+#include "sona/instant.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct sona_policy sona_policy;
+
+typedef enum sona_explore { SONA_GREEDY = 0, SONA_THOMPSON = 1, SONA_SOFTMAX = 2 } sona_explore;
+typedef enum sona_model { SONA_CURRENT = 0, SONA_FROZEN = 1, SONA_ANCHOR = 2 } sona_model;
+
+typedef struct sona_policy_options {
+  size_t dim;
+  float tau;              /* > 0 */
+  float thompson_scale;   /* >= 0: posterior samples are this many standard deviations wide */
+  float off_policy_step;  /* in (0, 1]: step size where the served arm is not the learner's own choice */
+  uint64_t anchor_every;  /* requests between refreshes of the older copy; 0: never */
+  uint64_t seed;
+  sona_explore explore;
+  int guard; /* 0: serve the learner alone */
+  const sona_kernels *kernels;
+} sona_policy_options;
+
+typedef struct sona_decision {
+  int32_t arm;                     /* row */
+  float propensity;                /* probability with which it was served; NaN where that is not known (Thompson with costs) */
+  float chance[SONA_GUARD_MODELS]; /* of each model to serve this arm */
+  uint8_t own;                     /* the learner's own first choice */
+  uint8_t agreed;                  /* all models chose it: propensity 1, nothing for the guard to learn */
+  uint16_t reserved;
+  uint32_t version; /* of the arms */
+} sona_decision;
+
+/* What is remembered of a decision that has been learned from. */
+typedef struct sona_outcome {
+  float reward, probability, weight; /* as given; pi of the arm when the reward arrived */
+  uint32_t row;                      /* of the adapter, valid while generation is the adapter's */
+  uint64_t generation;
+  uint64_t step;     /* sona_calibration.steps right after it */
+  uint64_t arm_step; /* the same count of its arm */
+} sona_outcome;
+
+/* adapter and instant outlive the policy and belong to the caller. */
+sona_status sona_policy_create(const sona_policy_options *options, sona_adapter *adapter, sona_instant *instant, sona_policy **out);
+void sona_policy_destroy(sona_policy *policy); /* accepts NULL */
+
+/* Puts an arm into a free row (returned in *row).  vector (dim), finite; cost in units of reward. */
+sona_status sona_policy_add_arm(sona_policy *policy, const float *vector, float cost, int32_t *row);
+/* SONA_EINVAL when the row holds no arm. */
+sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row);
+
+size_t sona_policy_rows(const sona_policy *policy);            /* rows in use or removed: the length of a full score vector */
+int sona_policy_alive(const sona_policy *policy, int32_t row); /* 0 for removed and for rows out of range */
+uint32_t sona_policy_version(const sona_policy *policy);
+const float *sona_policy_vector(const sona_policy *policy, int32_t row);
+float sona_policy_cost(const sona_policy *policy, int32_t row);
+
+/* The kill switch: a disabled policy serves the frozen model's first choice, with propensity 1. On at creation. */
+int sona_policy_enabled(const sona_policy *policy);
+void sona_policy_set_enabled(sona_policy *policy, int enabled);
+
+/* Chooses an arm.  candidates (count) are rows that are alive, or NULL for all; probability (count, or rows when NULL) receives pi, 0
+ * for removed arms.  SONA_ENONFINITE when a score is not finite, SONA_EINVAL when there is nothing to choose from. */
+sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, float *probability,
+                              sona_decision *decision);
+
+/* The first choice of one model, without exploration, recording or learning. */
+sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count, int32_t *arm);
+
+/* What each tier adds to the score of each row: frozen, base, micro and bias (rows each). */
+void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias);
+
+/* The first reward of a decision.  SONA_EINVAL when its arm is gone or nothing else was alive then. */
+sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
+                              float reward, float weight, sona_outcome *outcome, sona_step *step);
+
+/* Another reward for a decision already learned from: takes the old step back exactly while its row still stands, else applies the
+ * difference once.  The guard keeps the first reward. */
+sona_status sona_policy_revise(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
+                               float reward, sona_outcome *outcome, sona_step *step);
+
+/* c: what a confident choice earns, the success rate of the best arm or of all choices, whichever is higher; in [0, 1]. */
+float sona_policy_confidence(const sona_policy *policy);
+
+/* ---- state ---- */
+
+/* R and Q of one arm. */
+void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown);
+void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown);
+
+typedef struct sona_policy_state {
+  sona_guard guard;
+  uint64_t random[4];
+  uint64_t requests, refreshed; /* decisions so far, and when the anchor was last refreshed */
+} sona_policy_state;
+
+sona_policy_state sona_policy_get_state(const sona_policy *policy);
+void sona_policy_set_state(sona_policy *policy, sona_policy_state state);
+
+/* The older copies: 0 is the anchor, 1 the one that becomes the anchor next.  The view is valid until the next learning call. */
+sona_lora sona_policy_copy(const sona_policy *policy, int which);
+sona_status sona_policy_set_copy(sona_policy *policy, int which, const float *down, const float *up, size_t ld, const float *offset,
+                                 size_t rows);
+
+size_t sona_policy_bytes(const sona_policy *policy);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,199 @@
+#include "sona/instant.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Measured on held-out streams: see docs/learning.md. */
+static const double MEMORY = 0.99; /* of R and Q: about 100 own choices */
+static const double OPTIMISM = 3;  /* R = Q at the start: c stays near 1 until failures outweigh it */
+static const float CURVATURE_FLOOR = 0.03f;
+static const float ODDS_FLOOR = 0.01f; /* 1 - p */
+static const float MEAN_MOMENTUM = 0.02f;
+static const float VARIANCE_FLOOR = 1e-3f; /* of p0 |x'|^2: below it P stops shrinking, or a long-lived learner would freeze */
+
+struct sona_instant {
+  sona_instant_options o;
+  sona_calibration calibration;
+  size_t side, ld;  /* of P: dim + 1 */
+  float *covariance; /* (side, ld), or NULL */
+  float *input;      /* (ld): x' */
+  float *direction;  /* (ld): q = P x' */
+};
+
+sona_status sona_instant_create(const sona_instant_options *options, sona_instant **out) {
+  const sona_instant_options o = *options;
+  if (o.dim < 1 || o.dim > UINT32_MAX || !(o.p0 > 0) || !isfinite(o.p0) || !(o.constant >= 0) || !isfinite(o.constant)) return SONA_EINVAL;
+  if (o.precondition == SONA_FULL && !(o.precision_scale > 0 && isfinite(o.precision_scale))) return SONA_EINVAL;
+  sona_instant *s = sona_calloc(1, sizeof *s);
+  if (!s) return SONA_ENOMEM;
+  s->o = o;
+  if (!s->o.kernels) s->o.kernels = sona_kernels_get(NULL);
+  s->side = o.dim + 1;
+  s->ld = (s->side + 15) / 16 * 16;
+  s->calibration = (sona_calibration){.rewarded = OPTIMISM, .shown = OPTIMISM, .mean_reward = 0.5};
+  s->input = sona_calloc(2 * s->ld, sizeof(float));
+  if (o.precondition == SONA_FULL) s->covariance = sona_calloc(s->side, s->ld * sizeof(float));
+  if (!s->input || (o.precondition == SONA_FULL && !s->covariance)) {
+    sona_instant_destroy(s);
+    return SONA_ENOMEM;
+  }
+  s->direction = s->input + s->ld;
+  sona_instant_soften(s, 0);
+  *out = s;
+  return SONA_OK;
+}
+
+void sona_instant_destroy(sona_instant *s) {
+  if (!s) return;
+  sona_free(s->input);
+  sona_free(s->covariance);
+  sona_free(s);
+}
+
+/* direction = P x', returns x' . P x' */
+static float precondition(sona_instant *s, const float *x) {
+  const sona_kernels *k = s->o.kernels;
+  memcpy(s->input, x, s->o.dim * sizeof *x);
+  s->input[s->o.dim] = s->o.constant;
+  if (s->covariance) {
+    k->gemv(s->covariance, s->ld, s->input, s->direction, s->side, s->side);
+  } else {
+    memset(s->direction, 0, s->side * sizeof *s->direction);
+    k->axpy(s->o.p0, s->input, s->direction, s->side);
+  }
+  return k->dot(s->input, s->direction, s->side);
+}
+
+/* P -= w q q^T / (1 + w sigma) unless it has shrunk to its floor along x' */
+static void shrink(sona_instant *s, float sigma, float w) {
+  if (!s->covariance) return;
+  const float length = s->o.kernels->dot(s->input, s->input, s->side);
+  if (sigma > VARIANCE_FLOOR * s->o.p0 * length)
+    s->o.kernels->ger(-w / (1 + w * sigma), s->direction, s->direction, s->covariance, s->ld, s->side, s->side);
+}
+
+float sona_instant_confidence(const sona_instant *s) {
+  const double c = s->calibration.rewarded / s->calibration.shown;
+  return c < 1 ? (float)c : 1.0f;
+}
+
+void sona_calibration_add(double *rewarded, double *shown, float probability, float reward) {
+  const double root = sqrt(probability);
+  *rewarded = MEMORY * *rewarded + root * reward;
+  *shown = MEMORY * *shown + root * probability;
+}
+
+void sona_calibration_correct(double *rewarded, float probability, float change, uint64_t age) {
+  *rewarded += pow(MEMORY, (double)age) * sqrt(probability) * change;
+}
+
+/* step->expected, confidence and curvature; returns the factor of the surprise in adv */
+static float expect(const sona_instant *s, float probability, float rate, sona_step *step) {
+  if (isnan(probability)) {
+    const float p = (float)s->calibration.mean_reward;
+    step->expected = p;
+    step->confidence = 1;
+    step->curvature = fmaxf(p * (1 - p), CURVATURE_FLOOR);
+    return 1;
+  }
+  step->confidence = fminf(1, fmaxf(sona_instant_confidence(s), rate));
+  const float p = step->confidence * probability;
+  const float odds = fmaxf(1 - p, ODDS_FLOOR), rest = 1 - probability;
+  step->expected = p;
+  step->curvature = fmaxf(p * rest * rest / odds, CURVATURE_FLOOR);
+  return rest / odds;
+}
+
+static sona_status check(const sona_instant *s, const float *x, const float *v, float probability, float rate, float weight) {
+  const sona_kernels *k = s->o.kernels;
+  if (!isfinite(k->dot(x, x, s->o.dim)) || !isfinite(k->dot(v, v, s->o.dim))) return SONA_ENONFINITE;
+  if (!isnan(probability) && !(probability >= 0 && probability <= 1)) return SONA_EINVAL;
+  if (!(rate >= 0 && rate <= 1) || !(weight > 0 && weight <= 1)) return SONA_EINVAL;
+  return SONA_OK;
+}
+
+/* appends weight c adv / (1 + c h |v|^2 sigma) times v q^T */
+static sona_status append(sona_instant *s, sona_adapter *adapter, const float *x, const float *v, float weight, sona_step *step) {
+  const float length = s->o.kernels->dot(v, v, s->o.dim);
+  step->sigma = precondition(s, x);
+  if (!(step->sigma > 0) && s->covariance && s->o.kernels->dot(x, x, s->o.dim) > 0) { /* rounding cost P its positive definiteness */
+    sona_instant_soften(s, 0.2f);
+    step->sigma = precondition(s, x);
+  }
+  step->gain = weight * step->confidence * step->advantage / (1 + step->confidence * step->curvature * length * step->sigma);
+  return sona_adapter_append(adapter, step->gain, v, s->direction, s->direction[s->o.dim] * s->o.constant);
+}
+
+sona_status sona_instant_step(sona_instant *s, sona_adapter *adapter, const float *x, const float *v, float probability, float rate,
+                              float reward, float weight, unsigned flags, sona_step *report) {
+  if (!isfinite(reward)) return SONA_ENONFINITE;
+  if (reward < 0 || reward > 1) return SONA_EINVAL;
+  sona_status status = check(s, x, v, probability, rate, weight);
+  if (status) return status;
+  sona_step step;
+  const float factor = expect(s, probability, rate, &step);
+  step.surprise = (double)reward - step.expected;
+  step.advantage = (float)step.surprise * factor;
+  status = append(s, adapter, x, v, weight, &step);
+  if (status) return status;
+  if (!(flags & SONA_STEP_AGAIN)) {
+    const float length = s->o.kernels->dot(v, v, s->o.dim);
+    shrink(s, step.sigma, weight * reward * step.curvature * length * s->o.precision_scale);
+    sona_calibration *c = &s->calibration;
+    if (flags & SONA_STEP_OWN) {
+      if (!isnan(probability)) sona_calibration_add(&c->rewarded, &c->shown, probability, reward);
+      c->steps++;
+    }
+    c->mean_reward += MEAN_MOMENTUM * (reward - c->mean_reward);
+  }
+  if (report) *report = step;
+  return SONA_OK;
+}
+
+sona_status sona_instant_revise(sona_instant *s, sona_adapter *adapter, const float *x, const float *v, float probability, float rate,
+                                float change, float weight, sona_step *report) {
+  if (!isfinite(change)) return SONA_ENONFINITE;
+  if (change < -1 || change > 1) return SONA_EINVAL;
+  sona_status status = check(s, x, v, probability, rate, weight);
+  if (status) return status;
+  sona_step step;
+  const float factor = expect(s, probability, rate, &step);
+  step.surprise = change;
+  step.advantage = change * factor;
+  status = append(s, adapter, x, v, weight, &step);
+  if (status == SONA_OK && report) *report = step;
+  return status;
+}
+
+void sona_instant_recalibrate(sona_instant *s, float probability, float change, uint64_t step) {
+  if (isnan(probability) || s->calibration.steps < step) return;
+  sona_calibration_correct(&s->calibration.rewarded, probability, change, s->calibration.steps - step);
+}
+
+float sona_instant_variance(sona_instant *s, const float *x) { return precondition(s, x); }
+
+void sona_instant_soften(sona_instant *s, float keep) {
+  if (!s->covariance) return;
+  for (size_t i = 0; i < s->side; i++) {
+    float *row = s->covariance + i * s->ld;
+    for (size_t j = 0; j < s->side; j++) row[j] *= keep;
+    row[i] += (1 - keep) * s->o.p0;
+  }
+}
+
+void sona_instant_set_precision_scale(sona_instant *s, float scale) {
+  if (scale > 0 && isfinite(scale)) s->o.precision_scale = scale;
+}
+
+sona_calibration sona_instant_calibration(const sona_instant *s) { return s->calibration; }
+void sona_instant_set_calibration(sona_instant *s, sona_calibration calibration) { s->calibration = calibration; }
+
+float *sona_instant_covariance(sona_instant *s, size_t *side, size_t *ld) {
+  *side = s->side;
+  *ld = s->ld;
+  return s->covariance;
+}
+
+size_t sona_instant_bytes(const sona_instant *s) {
+  return sizeof *s + 2 * s->ld * sizeof(float) + (s->covariance ? s->side * s->ld * sizeof(float) : 0);
+}

@@ -1,0 +1,69 @@
+"""Builds the C core once as a static library and links each Cython module against it; the metadata is in pyproject.toml."""
+
+import os
+import sys
+from glob import glob
+from pathlib import Path
+from shutil import copy
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_py import build_py
+
+C_FLAGS = ["-O3", "-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
+C_FLAGS += os.environ.get("SONA_CFLAGS", "").split()  # sanitizers and coverage
+LINK_FLAGS = os.environ.get("SONA_LDFLAGS", "").split() + ([] if sys.platform == "darwin" else ["-lm"])
+SOURCES = sorted(glob("csrc/src/*.c"))
+HEADERS = sorted(glob("csrc/include/sona/*.h") + glob("csrc/src/*.h"))
+
+
+class BuildCore(build_clib):
+    """Reads OS/CPU headers changes too: setuptools compares only what obj_deps names."""
+
+
+class BuildPython(build_py):
+    """Copies the public C headers to sona/include/sona, where sona.get_include() finds them in an installed wheel."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "sona" / "include" / "sona"
+            target.mkdir(parents=True, exist_ok=True)
+            for header in glob("csrc/include/sona/*.h"):
+                copy(header, target)
+
+
+def extension(path):
+    """sona/adapters/_lora.pyx -> the extension module sona.adapters._lora"""
+    return Extension(
+        name=path.removesuffix(".pyx").replace("/", "."),
+        sources=[path],
+        include_dirs=["csrc/include", numpy.get_include()],
+        depends=HEADERS + SOURCES + glob("sona/**/*.pxd", recursive=True),
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=["-O2", "-std=c11", "-fvisibility=hidden", *os.environ.get("SONA_CFLAGS", "").split()],
+        extra_link_args=LINK_FLAGS,
+    )
+
+
+setup(
+    cmdclass={"build_py": BuildPython, "build_clib": BuildCore},
+    libraries=[
+        (
+            "sona",
+            {
+                "sources": SOURCES,
+                "include_dirs": ["csrc/include"],
+                "cflags": C_FLAGS,
+                "obj_deps": {"": HEADERS},
+            },
+        )
+    ],
+    ext_modules=cythonize(
+        [extension(path) for path in sorted(glob("sona/**/*.pyx", recursive=True))],
+        build_dir="build/cython",
+        compiler_directives={"language_level": 3, "embedsignature": True, "binding": False},
+    ),
+)

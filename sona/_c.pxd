@@ -1,0 +1,272 @@
+"""The C headers of csrc/include/sona, transcribed; no code. A class's .pxd names these types, so downstream cimports find them here."""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+# ---- sona/sona.h ----
+cdef extern from "sona/sona.h" nogil:
+    ctypedef enum sona_status:
+        SONA_OK
+        SONA_EINVAL
+        SONA_ENOMEM
+        SONA_EFULL
+        SONA_ENONFINITE
+
+    const char *sona_version()
+    const char *sona_status_str(sona_status status)
+    void *sona_calloc(size_t count, size_t size)
+    void sona_free(void *memory)
+    uint64_t sona_allocations()
+
+# ---- sona/kernels.h ----
+cdef extern from "sona/kernels.h" nogil:
+    ctypedef struct sona_lora:
+        const float *down
+        const float *up
+        const float *offset
+        size_t ld
+        size_t dim
+        size_t rank
+        float scale
+
+    ctypedef struct sona_kernels:
+        const char *isa
+        float (*dot)(const float *a, const float *b, size_t n) noexcept
+        void (*axpy)(float alpha, const float *x, float *y, size_t n) noexcept
+        void (*gemv)(const float *a, size_t lda, const float *x, float *out, size_t rows, size_t n) noexcept
+        void (*gemv_t)(const float *a, size_t lda, const float *coef, float *y, size_t rows, size_t n) noexcept
+        void (*ger)(float alpha, const float *x, const float *y, float *m, size_t ldm, size_t rows, size_t n) noexcept
+        void (*lora_forward)(const sona_lora *w, const float *x, float *y) noexcept
+        void (*lora_forward_batch)(const sona_lora *w, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) noexcept
+        void (*lora_gradient)(const sona_lora *w, const float *x, const float *g, float *d_down, float *d_up) noexcept
+        void (*fisher_update)(float *f, const float *g, float decay, size_t n) noexcept
+        void (*ewc_pull)(float *g, const float *f, const float *w, const float *anchor, float lambda_, size_t n) noexcept
+        void (*ewc_scale)(float *g, const float *f, float lambda_, size_t n) noexcept
+        size_t (*top_k)(const float *a, size_t lda, const float *x, size_t rows, size_t n, size_t k, size_t *index, float *score) noexcept
+
+    size_t sona_kernels_count()
+    const sona_kernels *sona_kernels_at(size_t index)
+    const sona_kernels *sona_kernels_get(const char *isa)
+
+# ---- sona/adapter.h ----
+cdef extern from "sona/adapter.h" nogil:
+    ctypedef struct sona_adapter:
+        pass
+    ctypedef struct sona_reader:
+        pass
+    ctypedef struct sona_adapter_options:
+        size_t dim
+        size_t rank
+        size_t rank_max
+        size_t micro
+        size_t window
+        double max_discard
+        float scale
+        const sona_kernels *kernels
+    ctypedef enum sona_tier:
+        SONA_BASE
+        SONA_MICRO
+        SONA_BOTH
+    ctypedef struct sona_adapter_info:
+        size_t dim, ld, rank, rank_max, capacity
+        size_t base, total
+        uint64_t generation
+        uint64_t truncations
+        double discarded
+        double discarded_sum
+        uint64_t over_budget
+        size_t bytes
+
+    sona_status sona_adapter_create(const sona_adapter_options *options, sona_adapter **out)
+    void sona_adapter_destroy(sona_adapter *adapter)
+    sona_reader *sona_reader_acquire(sona_adapter *adapter)
+    void sona_reader_release(sona_reader *reader)
+    sona_lora sona_reader_view(sona_reader *reader, sona_tier tier)
+    void sona_adapter_forward(sona_reader *reader, sona_tier tier, const float *x, float *y)
+    void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float *x, size_t ldx, float *y, size_t ldy, size_t rows)
+    sona_status sona_adapter_append(sona_adapter *adapter, float coef, const float *up, const float *down, float offset)
+    void sona_adapter_fold(sona_adapter *adapter)
+    sona_status sona_adapter_truncate(sona_adapter *adapter)
+    sona_status sona_adapter_assign(sona_adapter *adapter, const float *down, const float *up, size_t ld, const float *offset,
+                                    size_t base, size_t total)
+    sona_lora sona_adapter_view(const sona_adapter *adapter)
+    sona_adapter_info sona_adapter_describe(const sona_adapter *adapter)
+    const sona_kernels *sona_adapter_kernels(const sona_adapter *adapter)
+
+# ---- sona/instant.h ----
+cdef extern from "sona/instant.h" nogil:
+    ctypedef struct sona_instant:
+        pass
+    ctypedef enum sona_precondition:
+        SONA_IDENTITY
+        SONA_FULL
+    ctypedef struct sona_instant_options:
+        size_t dim
+        float p0
+        float constant
+        float precision_scale
+        sona_precondition precondition
+        const sona_kernels *kernels
+    ctypedef struct sona_step:
+        float expected
+        float confidence
+        float advantage
+        float curvature
+        float sigma
+        float gain
+        double surprise
+    ctypedef struct sona_calibration:
+        double rewarded, shown
+        double mean_reward
+        uint64_t steps
+    enum:
+        SONA_STEP_OWN
+        SONA_STEP_AGAIN
+
+    sona_status sona_instant_create(const sona_instant_options *options, sona_instant **out)
+    void sona_instant_destroy(sona_instant *instant)
+    sona_status sona_instant_step(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability,
+                                  float rate, float reward, float weight, unsigned flags, sona_step *report)
+    sona_status sona_instant_revise(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability,
+                                    float rate, float change, float weight, sona_step *report)
+    void sona_instant_recalibrate(sona_instant *instant, float probability, float change, uint64_t step)
+    void sona_calibration_add(double *rewarded, double *shown, float probability, float reward)
+    void sona_calibration_correct(double *rewarded, float probability, float change, uint64_t age)
+    float sona_instant_confidence(const sona_instant *instant)
+    float sona_instant_variance(sona_instant *instant, const float *x)
+    void sona_instant_soften(sona_instant *instant, float keep)
+    void sona_instant_set_precision_scale(sona_instant *instant, float scale)
+    sona_calibration sona_instant_calibration(const sona_instant *instant)
+    void sona_instant_set_calibration(sona_instant *instant, sona_calibration calibration)
+    float *sona_instant_covariance(sona_instant *instant, size_t *side, size_t *ld)
+    size_t sona_instant_bytes(const sona_instant *instant)
+
+# ---- sona/guard.h ----
+cdef extern from "sona/guard.h" nogil:
+    enum:
+        SONA_GUARD_MODELS
+    ctypedef struct sona_guard:
+        double log_weight[3]
+        int models
+        double rewards, outcomes
+        double floor, rate, share, limit
+        uint64_t updates
+
+    void sona_guard_init(sona_guard *guard, double odds)
+    void sona_guard_admit(sona_guard *guard)
+    void sona_guard_weights(const sona_guard *guard, double *weight)
+    void sona_guard_update(sona_guard *guard, const float *chance, double propensity, double reward)
+
+# ---- sona/policy.h ----
+cdef extern from "sona/policy.h" nogil:
+    ctypedef struct sona_policy:
+        pass
+    ctypedef enum sona_explore:
+        SONA_GREEDY
+        SONA_THOMPSON
+        SONA_SOFTMAX
+    ctypedef enum sona_model:
+        SONA_CURRENT
+        SONA_FROZEN
+        SONA_ANCHOR
+    ctypedef struct sona_policy_options:
+        size_t dim
+        float tau
+        float thompson_scale
+        float off_policy_step
+        uint64_t anchor_every
+        uint64_t seed
+        sona_explore explore
+        int guard
+        const sona_kernels *kernels
+    ctypedef struct sona_decision:
+        int32_t arm
+        float propensity
+        float chance[3]
+        uint8_t own
+        uint8_t agreed
+        uint16_t reserved
+        uint32_t version
+    ctypedef struct sona_outcome:
+        float reward, probability, weight
+        uint32_t row
+        uint64_t generation
+        uint64_t step, arm_step
+    ctypedef struct sona_policy_state:
+        sona_guard guard
+        uint64_t random[4]
+        uint64_t requests, refreshed
+
+    sona_status sona_policy_create(const sona_policy_options *options, sona_adapter *adapter, sona_instant *instant, sona_policy **out)
+    void sona_policy_destroy(sona_policy *policy)
+    sona_status sona_policy_add_arm(sona_policy *policy, const float *vector, float cost, int32_t *row)
+    sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row)
+    size_t sona_policy_rows(const sona_policy *policy)
+    int sona_policy_alive(const sona_policy *policy, int32_t row)
+    uint32_t sona_policy_version(const sona_policy *policy)
+    const float *sona_policy_vector(const sona_policy *policy, int32_t row)
+    float sona_policy_cost(const sona_policy *policy, int32_t row)
+    sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, float *probability,
+                                  sona_decision *decision)
+    sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count, int32_t *arm)
+    void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias)
+    sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
+                                  const sona_decision *decision, float reward, float weight, sona_outcome *outcome, sona_step *step)
+    sona_status sona_policy_revise(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
+                                   const sona_decision *decision, float reward, sona_outcome *outcome, sona_step *step)
+    int sona_policy_enabled(const sona_policy *policy)
+    void sona_policy_set_enabled(sona_policy *policy, int enabled)
+    float sona_policy_confidence(const sona_policy *policy)
+    void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown)
+    void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown)
+    sona_policy_state sona_policy_get_state(const sona_policy *policy)
+    void sona_policy_set_state(sona_policy *policy, sona_policy_state state)
+    sona_lora sona_policy_copy(const sona_policy *policy, int which)
+    sona_status sona_policy_set_copy(sona_policy *policy, int which, const float *down, const float *up, size_t ld, const float *offset,
+                                     size_t rows)
+    size_t sona_policy_bytes(const sona_policy *policy)
+
+# ---- sona/pending.h ----
+cdef extern from "sona/pending.h" nogil:
+    ctypedef struct sona_pending:
+        pass
+    ctypedef struct sona_record:
+        uint64_t id
+        uint64_t size
+        double time
+        sona_decision decision
+        sona_outcome outcome
+        uint32_t dim, count
+        uint32_t learned, reserved
+        float x[1]
+
+    sona_status sona_pending_create(size_t capacity, size_t dim, size_t bytes, sona_pending **out)
+    void sona_pending_destroy(sona_pending *pending)
+    sona_record *sona_pending_put(sona_pending *pending, uint64_t id, uint32_t count)
+    sona_record *sona_pending_get(sona_pending *pending, uint64_t id)
+    int32_t *sona_record_candidates(sona_record *record)
+    size_t sona_pending_bytes(const sona_pending *pending)
+
+# ---- sona/ring.h ----
+cdef extern from "sona/ring.h" nogil:
+    size_t SONA_RING_HEADER
+    ctypedef struct sona_ring:
+        pass
+    ctypedef struct sona_ring_options:
+        size_t capacity
+        size_t max_records
+        size_t first
+        int own_producer
+
+    sona_status sona_ring_create(const sona_ring_options *options, sona_ring **out)
+    void sona_ring_destroy(sona_ring *ring)
+    sona_status sona_ring_reserve(sona_ring *ring, size_t size, void **record)
+    sona_status sona_ring_commit(sona_ring *ring, size_t size)
+    sona_status sona_ring_push(sona_ring *ring, const void *data, size_t size)
+    const void *sona_ring_peek(sona_ring *ring, size_t *size)
+    void sona_ring_release(sona_ring *ring)
+    int sona_ring_pop(sona_ring *ring, void *data, size_t room, size_t *size)
+    size_t sona_ring_capacity(const sona_ring *ring)
+    size_t sona_ring_max_record(const sona_ring *ring)
+    size_t sona_ring_used(const sona_ring *ring)
+    size_t sona_ring_records(const sona_ring *ring)
+    uint64_t sona_ring_dropped(const sona_ring *ring)

@@ -1,0 +1,3 @@
+from sona._c cimport sona_status
+
+cdef int check(sona_status status, str what) except -1

@@ -1,0 +1,228 @@
+"""The command ``sona``. Exit codes: 0 it worked, 1 an error with one clear line, 2 wrong usage, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sona._version import __version__
+from sona.errors import SonaError
+
+if TYPE_CHECKING:
+    from sona.progress import Progress
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code instead of exiting, except where argparse does."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except SonaError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `sona ... | head`: nobody reads on, and flushing at exit would complain about that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    from sona.report.table import one_line
+
+    print(f"sona: error: {one_line(message)}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sona", description="Sits beside a frozen model and learns from each piece of feedback.")
+    parser.add_argument("--version", action="version", version=f"sona {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="learn on handwritten digits, beside the frozen model and LinUCB",
+        description="Streams handwritten digits through a Router; only the shown arm's reward comes back. Writes report.json, figure.png "
+        "and the store sona.db into --out; run again, it resumes from the store.",
+    )
+    demo.add_argument(
+        "--world",
+        choices=("few", "shift", "perm", "rand"),
+        default="shift",
+        help="few: arm vectors from 5 labelled examples each; shift: then half of the embedding is rotated; "
+        "perm: half of the arm vectors are swapped; rand: they are random (default: shift)",
+    )
+    demo.add_argument("--rounds", type=_whole(1, 1_000_000), default=3000, metavar="N", help="rounds to play (default: 3000)")
+    demo.add_argument("--out", default="sona-demo", metavar="DIR", help="where results and store go (default: sona-demo)")
+    _common(demo)
+    demo.set_defaults(run=_demo)
+
+    replay = commands.add_parser(
+        "replay",
+        help="the same on your data: labelled rows (.npz, .csv) or logged decisions (.jsonl)",
+        description="Labelled rows (X and y) are played as a bandit whose arms are the classes. Logged decisions are learned in their "
+        "order, each predicted before it is learned, and valued by replay, IPS and SNIPS estimates with 95%% confidence intervals, which "
+        "are refused where they would mislead.",
+    )
+    replay.add_argument("file", metavar="FILE", help=".npz with X and y; .csv with a header; .jsonl with x, arm, reward, propensity, ...")
+    labelled = replay.add_argument_group("labelled rows")
+    labelled.add_argument("--label", default="y", metavar="NAME", help="label column of a .csv (default: y)")
+    labelled.add_argument(
+        "--labelled", type=_whole(1, 1_000_000), default=5, metavar="N", help="rows per class that become its arm's vector (default: 5)"
+    )
+    labelled.add_argument("--no-prior", action="store_true", help="random orthonormal arm vectors instead")
+    labelled.add_argument("--held-out", type=_share, default=0.2, metavar="SHARE", help="share of rows never streamed (default: 0.2)")
+    labelled.add_argument("--standardise", action="store_true", help="bring every feature to mean 0 and deviation 1 first")
+    logged = replay.add_argument_group("logged decisions")
+    logged.add_argument("--arms", metavar="FILE", help="JSON file of arm vectors, {name: [numbers], ...}")
+    logged.add_argument("--uniform", action="store_true", help="the log drew its arms uniformly at random: propensity = 1 / candidates")
+    logged.add_argument("--reward-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="default: 0 1")
+    logged.add_argument("--clip", action="store_true", help="bring rewards outside the range into it")
+    replay.add_argument("--skip-bad", action="store_true", help="count malformed lines and go on")
+    replay.add_argument("--store", metavar="FILE", help="keep what was learned in this store")
+    replay.add_argument("--out", metavar="DIR", help="write report.json, and for labelled rows figure.png, here")
+    _common(replay)
+    replay.set_defaults(run=_replay)
+
+    doctor = commands.add_parser("doctor", help="what sona finds on this machine, and whether a store is sound")
+    doctor.add_argument("store", nargs="?", metavar="STORE", help="a store to look at")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+
+    verify = commands.add_parser("verify", help="check every page, checksum and reference of a store; exit 1 if anything is wrong")
+    verify.add_argument("store", metavar="STORE")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="default: 0")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number in {low}..{high}, got {text!r}")
+        return value
+
+    return whole
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share in [0, 1), got {text!r}")
+    return value
+
+
+def _progress(total: int) -> Progress:
+    from sona.progress import Progress
+
+    return Progress(total)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from sona.demo import run_demo
+    from sona.demo.text import demo_text
+    from sona.report import as_json
+    from sona.simulate import Interrupted
+
+    try:
+        report = run_demo(world=arguments.world, seed=arguments.seed, rounds=arguments.rounds, out=arguments.out, progress=_progress)
+    except Interrupted as stop:
+        print(f"interrupted after {stop.rounds} rounds; run the same command again to resume", file=sys.stderr)
+        return 130
+    print(as_json(report) if arguments.json else demo_text(report, arguments.out))
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from sona.replay import ReplayOptions, run_replay
+    from sona.replay.text import replay_text
+    from sona.report import as_json
+
+    options = ReplayOptions(
+        labelled=arguments.labelled,
+        prior=not arguments.no_prior,
+        held_out=arguments.held_out,
+        standardise=arguments.standardise,
+        label=arguments.label,
+        arms=arguments.arms,
+        uniform=arguments.uniform,
+        reward_range=tuple(arguments.reward_range),
+        clip=arguments.clip,
+        skip_bad=arguments.skip_bad,
+        seed=arguments.seed,
+        store=arguments.store,
+        out=arguments.out,
+    )
+    report = run_replay(arguments.file, options, _progress)
+    print(as_json(report) if arguments.json else replay_text(report, arguments.out))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from sona.health import OPTIONAL, faults, machine_report, store_report
+    from sona.report import as_json
+
+    report = machine_report()
+    unsound = False
+    if arguments.store is not None:
+        report["store"] = store_report(arguments.store)
+        unsound = bool(faults(report["store"]))
+    if arguments.json:
+        print(as_json(report))
+        return int(unsound)
+    packages = [f"{name} {version}" for name, version in report["packages"].items() if version is not None]
+    print(f"sona       {report['sona']}, Python {report['python']}, SQLite {report['sqlite']}")
+    print(f"machine    {report['cpu']}, {report['cores']} cores, {report['system']}")
+    print(f"isas       {', '.join(report['isas'])}")
+    print(f"packages   {', '.join(packages)}")
+    for name, extra in OPTIONAL.items():
+        if report["packages"][name] is None:
+            print(f"missing    {name}: pip install 'sona[{extra}]'")
+    for name, value in report["environment"].items():
+        print(f"setting    {name}={value!r}")
+    if arguments.store is not None:
+        _print_store(report["store"])
+    return int(unsound)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from sona.health import faults, store_report
+    from sona.report import as_json
+
+    report = store_report(arguments.store)
+    if arguments.json:
+        print(as_json(report))
+    else:
+        _print_store(report)
+    return int(bool(faults(report)))
+
+
+def _print_store(report: Mapping[str, Any]) -> None:
+    from sona.report.table import one_line, size
+
+    print(f"store      {one_line(report['path'])}, {size(report['file_bytes'])}")
+    for name, namespace in report["namespaces"].items():
+        state = "sound" if not namespace["faults"] else f"{len(namespace['faults'])} faults"
+        print(f"  {name}: {namespace['decisions']} decisions, {size(namespace['bytes'])}, {state}")
+        for fault in namespace["faults"]:
+            print(f"    {one_line(fault)}")

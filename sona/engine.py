@@ -1,0 +1,370 @@
+"""SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sona._arrays import Floats, coerce, output
+from sona.adapters import Adapter
+from sona.config import SonaConfig
+from sona.errors import SonaClosedError, SonaValueError, SonaVersionError
+from sona.loops._instant import Instant
+from sona.loops._policy import Policy
+from sona.loops.instant import InstantLoop, InstantLoopConfig
+from sona.loops.journal import Journal
+from sona.store import SqliteStore, load_snapshot, save_snapshot
+from sona.trajectory import TrajectoryBuilder, encode
+from sona.types import QueryTrajectory
+
+Store = str | os.PathLike[str] | SqliteStore | None
+
+_TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
+_OPEN_TRAJECTORIES = 4096
+
+
+class SonaEngine:
+    """
+    Adapters beside a frozen model that learn from each outcome, and the store that keeps what they learned.
+
+    Parameters
+    ----------
+    config : SonaConfig, optional
+    store : path or SqliteStore, optional
+        A SQLite file, made when absent; None keeps everything in memory, bounded.
+    name : str
+        Under which the state is kept in the store.
+    model_fingerprint : str, optional
+        Identifies the frozen model; a stored state of another model is refused.
+    policy : callable, optional
+        Makes a router's policy over the engine's first layer, before the stored state is read.
+
+    Attributes
+    ----------
+    config : SonaConfig
+    adapters, instants : tuple
+        One of each per layer.
+    loop_a : InstantLoop
+
+    Thread-safety
+    -------------
+    `apply` methods: any thread, at any time. Everything else: one thread at a time; two processes may share a store.
+    """
+
+    def __init__(
+        self,
+        config: SonaConfig | None = None,
+        *,
+        store: Store = None,
+        name: str = "default",
+        model_fingerprint: str | None = None,
+        policy: Callable[["SonaEngine"], Policy] | None = None,
+    ) -> None:
+        c = self.config = config or SonaConfig()
+        self.name = name
+        self.fingerprint = model_fingerprint
+        self.enabled = os.environ.get("SONA_DISABLE") != "1"
+        self.adapters = tuple(
+            Adapter(
+                c.hidden_dim,
+                rank=c.base_lora_rank,
+                rank_max=c.base_lora_rank_max,
+                micro=c.micro_lora_rank,
+                max_discard=c.max_discard,
+            )
+            for _ in range(c.num_layers)
+        )
+        self.instants = tuple(Instant(c.hidden_dim, c.p0, c.bias_input, c.precondition) for _ in range(c.num_layers))
+        pending = InstantLoopConfig(
+            micro_lora_rank=c.micro_lora_rank, max_pending_signals=c.trajectory_capacity, max_pending_bytes=c.trajectory_bytes
+        )
+        self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants)
+        self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
+        self._ended: OrderedDict[int, tuple[QueryTrajectory, list[float | None]]] = OrderedDict()
+        self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
+        self._closed = False
+        self._owns_store = not isinstance(store, SqliteStore)
+        self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
+        self.session = self.store.session if self.store is not None else 0
+        self._next_id = self.session << 40 | _TRAJECTORY_IDS
+        self.policy: Policy | None = None if policy is None else policy(self)
+        self.journal: Journal | None = None
+        if self.store is not None:
+            self.journal = Journal(self.store, self, name=name, fingerprint=model_fingerprint)
+            if self.policy is not None:
+                self.journal.arms_changed()
+            if self.enabled:
+                self.journal.open()
+            else:
+                self.journal.open_disabled()
+
+    # ---- requests ----
+
+    def apply(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
+        """
+        x + delta(x) of one layer, shape (hidden_dim,): base and micro tier.
+
+        With `out`, a float32 array of the same shape (it may be x), the result is written there and nothing is allocated. Disabled,
+        the result is x bit for bit.
+        """
+        return self._apply(x, out, layer, "both")
+
+    def apply_micro_lora(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
+        """x + what the micro tier adds."""
+        return self._apply(x, out, layer, "micro")
+
+    def apply_base_lora(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
+        """x + what the base tier adds."""
+        return self._apply(x, out, layer, "base")
+
+    def _apply(self, x: Any, out: Floats | None, layer: int, tier: str) -> Floats:
+        adapter = self._layer(layer)
+        x = coerce(x, (self.config.hidden_dim,), "x")
+        y = x.copy() if out is None else output(out, x.shape, "out")
+        if out is not None:
+            np.copyto(y, x)
+        if self.enabled:
+            adapter.forward_tier(x, y, tier)
+        return y
+
+    def apply_batch(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
+        """x + delta(x) row by row, shape (n, hidden_dim). Releases the GIL."""
+        adapter = self._layer(layer)
+        x = coerce(x, (None, self.config.hidden_dim), "x")
+        y = x.copy() if out is None else output(out, x.shape, "out")
+        if out is not None:
+            np.copyto(y, x)
+        if self.enabled:
+            adapter.forward_batch(x, y)
+        return y
+
+    def _layer(self, layer: int) -> Adapter:
+        if self._closed:
+            raise SonaClosedError("the engine is closed")
+        if not 0 <= layer < len(self.adapters):
+            raise SonaValueError(f"layer: expected 0 to {len(self.adapters) - 1}, got {layer}")
+        return self.adapters[layer]
+
+    # ---- outcomes ----
+
+    def begin_trajectory(self, x: Any) -> int:
+        """Start to record one request; x is the query, (hidden_dim,). Returns the id that the other calls take."""
+        self._layer(0)
+        query = coerce(x, (self.config.hidden_dim,), "x")
+        tid = self._next_id
+        self._open[tid] = TrajectoryBuilder(tid, query)
+        self._next_id += 1
+        if len(self._open) > _OPEN_TRAJECTORIES:  # begun and never ended
+            self._open.popitem(last=False)
+            self._counts["abandoned"] += 1
+        return tid
+
+    def add_step(
+        self,
+        tid: int,
+        *,
+        activations: Any,
+        attention_weights: Any = None,
+        reward: float | None = None,
+        expected: float | None = None,
+        layer: int = 0,
+        x: Any = None,
+    ) -> None:
+        """
+        Record one step.
+
+        Parameters
+        ----------
+        tid : int
+        activations : array of shape (hidden_dim,)
+            The score direction d log pi(action) / d y in the adapter's output space.
+        attention_weights : array, optional
+            Kept with the trajectory; not learned from.
+        reward : float, optional
+            In the declared range; None when it comes with the end of the trajectory or later.
+        expected : float, optional
+            pi of the action. Without it a running mean of rewards stands in, which learns noticeably slower.
+        layer : int
+        x : array of shape (hidden_dim,), optional
+            Input of the layer; default the query.
+        """
+        self._layer(layer)
+        unit = None if reward is None else self._unit(reward)
+        self._builder(tid).add_step(activations, attention_weights, unit, expected=expected, layer=layer, x=x)
+
+    def _builder(self, tid: int) -> TrajectoryBuilder:
+        builder = self._open.get(tid)
+        if builder is None:
+            raise SonaValueError(f"trajectory: expected one that was begun and not ended, got id {tid}")
+        return builder
+
+    def _unit(self, reward: float) -> float:
+        low, high = self.config.reward_range
+        try:
+            unit = self.config.to_unit(reward)
+        except SonaValueError:
+            self._counts["rejected"] += 1
+            raise
+        self._counts["clipped"] += not low <= reward <= high
+        return unit
+
+    def end_trajectory(self, tid: int, quality: float | None = None) -> None:
+        """
+        End a trajectory: it is recorded and learned from.
+
+        quality, in the declared range, is the reward of every step that has none of its own; steps still without one wait for `feedback`.
+        """
+        self._layer(0)
+        builder = self._builder(tid)
+        unit = None if quality is None else self._unit(quality)
+        trajectory = builder.build(unit, default_reward=unit)
+        del self._open[tid]
+        learned = self.loop_a.on_inference(trajectory) if self.enabled else [None] * len(trajectory.steps)
+        self._ended[tid] = (trajectory, learned)
+        if len(self._ended) > self.config.trajectory_capacity:
+            self._ended.popitem(last=False)
+        if self.journal is not None:
+            self.journal.trajectory(tid, encode(trajectory), unit)
+
+    def feedback(self, tid: int, reward: float) -> bool:
+        """
+        The reward of an ended trajectory, now or later; a repeated one replaces the one before.
+
+        Returns False, and counts, when the id is unknown or expired.
+
+        Raises
+        ------
+        SonaValueError
+            The trajectory has not ended, or the reward is outside the declared range.
+        """
+        self._layer(0)
+        unit = self._unit(reward)
+        if tid in self._open:
+            raise SonaValueError(f"feedback: expected an ended trajectory, got id {tid}, which is still open")
+        ended = self._ended.get(tid)
+        if ended is None:
+            self._counts["unknown_feedback"] += 1
+            return False
+        trajectory, learned = ended
+        if self.enabled:
+            learned = self.loop_a.revise(trajectory, learned, unit)
+        self._ended[tid] = (trajectory, learned)
+        if self.journal is not None:
+            self.journal.reward(tid, unit, None)
+        return True
+
+    # ---- time ----
+
+    def tick(self) -> None:
+        """Do what is due: fold, follow the store. Cheap enough to call per request."""
+        self._layer(0)
+        if self.journal is not None and self.enabled:
+            self.journal.tick()
+
+    def flush(self) -> None:
+        """Fold micro into base, and return when everything recorded so far is durable."""
+        self._layer(0)
+        self.loop_a.flush_updates()
+        if self.journal is not None:
+            self.journal.flush()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of every station, as plain numbers by name."""
+        metrics = self.loop_a.metrics
+        result: dict[str, Any] = {
+            "enabled": self.enabled,
+            "isa": self.adapters[0].isa,
+            "precondition": self.instants[0].precondition,
+            "loop_a": {field: getattr(metrics, field) for field in metrics.__slots__},
+            "layers": [adapter.info() for adapter in self.adapters],
+            "confidence": [instant.confidence for instant in self.instants],
+            "open_trajectories": len(self._open),
+            **self._counts,
+        }
+        if self.journal is not None:
+            result["store"] = self.journal.stats()
+        return result
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of everything learned: adapters and their preconditioners."""
+        return sum(a.info()["bytes"] for a in self.adapters) + sum(i.bytes for i in self.instants)
+
+    # ---- state ----
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything learned, as named arrays."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for layer, (adapter, instant) in enumerate(zip(self.adapters, self.instants, strict=True)):
+            rows = {"down": adapter.down, "up": adapter.up, "offset": adapter.offset, "base": np.array([adapter.info()["base"]])}
+            arrays |= {f"layer{layer}.{key}": value for key, value in (rows | instant.state()).items()}
+        if self.policy is not None:
+            arrays |= {f"policy.{key}": value for key, value in self.policy.state().items()}
+        return arrays
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Put back what `state` returned, for the same config; nothing changes when it does not fit."""
+        parts = [_part(arrays, f"layer{layer}.") for layer in range(len(self.adapters))]
+        if any(part.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for part in parts):
+            raise SonaVersionError(f"state: expected {len(parts)} layers of dim {self.config.hidden_dim}, got one of another shape")
+        for instant, part in zip(self.instants, parts, strict=True):
+            instant.restore(part)
+        for adapter, part in zip(self.adapters, parts, strict=True):
+            adapter.assign(part["down"], part["up"], part["offset"], int(part["base"][0]))
+        policy = _part(arrays, "policy.")
+        if self.policy is not None and policy:
+            self.policy.restore(policy)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write config and everything learned to a snapshot directory; the one before is kept beside it."""
+        self._layer(0)
+        save_snapshot(path, self.state(), {"config": self.config.as_dict(), "name": self.name}, fingerprint=self.fingerprint)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, store: Store = None, model_fingerprint: str | None = None) -> Self:
+        """
+        An engine from a snapshot directory.
+
+        Raises
+        ------
+        SonaCorruptError, SonaVersionError
+            The files are damaged, of a newer format, or of another model than `model_fingerprint`.
+        """
+        arrays, meta = load_snapshot(path, fingerprint=model_fingerprint)
+        values = dict(meta["config"])
+        values["reward_range"] = tuple(values["reward_range"])
+        engine = cls(SonaConfig(**values), store=store, name=meta["name"], model_fingerprint=model_fingerprint)
+        engine.restore(arrays)
+        return engine
+
+    # ---- end ----
+
+    def close(self) -> None:
+        """Write what is left, save the state and release the store; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.journal is not None:
+                self.journal.close()
+        finally:
+            if self.store is not None and self._owns_store:
+                self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "memory" if self.store is None else self.store.path
+        return f"<SonaEngine dim={self.config.hidden_dim} layers={self.config.num_layers} store={where}>"
+
+
+def _part(arrays: dict[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

@@ -1,0 +1,43 @@
+cimport numpy as cnp
+from libc.stdint cimport uint64_t
+
+from sona._c cimport sona_guard, sona_kernels, sona_pending, sona_policy, sona_record, sona_ring
+from sona.adapters._lora cimport Adapter
+from sona.loops._instant cimport Instant
+
+
+cdef class Decision:
+    cdef readonly uint64_t id
+    cdef readonly object arm
+    cdef readonly Py_ssize_t index
+    cdef readonly double propensity
+    cdef readonly object candidates
+    cdef cnp.ndarray probability
+    cdef object positions
+
+
+cdef class Guard:
+    cdef sona_guard guard
+    cdef object random
+
+
+cdef class Policy:
+    cdef sona_policy *handle
+    cdef sona_pending *pending
+    cdef sona_ring *log               # decisions on their way to a store, or NULL
+    cdef const sona_kernels *kernels
+    cdef readonly Adapter adapter
+    cdef readonly Instant instant
+    cdef readonly Py_ssize_t dim
+    cdef readonly bint normalize
+    cdef float *unit                  # (dim): x / |x|
+    cdef list names                   # by row; None for a removed arm
+    cdef dict rows                    # name -> row
+    cdef readonly tuple arms          # names in row order
+    cdef object positions             # rows of `arms`, or None while there are no gaps
+    cdef public uint64_t next_id
+    cdef readonly uint64_t learned, revised, unknown, rejected
+    cdef readonly double surprise
+    cdef const float *_unit(self, object x) except NULL
+    cdef object _candidates(self, object candidates)
+    cdef Decision _route(self, const float *x, object candidates, object rows)

@@ -1,0 +1,597 @@
+"""Arms, decisions and their outcomes, over sona/policy.h and sona/pending.h."""
+
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport NAN, isfinite, sqrt
+from libc.stdint cimport int32_t, uint64_t
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+
+from sona._arrays cimport sona_is_input
+from sona._c cimport *
+from sona._kernels cimport kernels_named
+from sona._status cimport check
+from sona.adapters._lora cimport Adapter, rows_of
+from sona.loops._instant cimport Instant, step_dict
+
+import json
+
+import numpy as np
+
+from sona._arrays import coerce
+from sona.errors import SonaTypeError, SonaValueError
+
+cnp.import_array()
+
+_EXPLORE = {"greedy": SONA_GREEDY, "thompson": SONA_THOMPSON, "softmax": SONA_SOFTMAX}
+_MODELS = {"current": SONA_CURRENT, "frozen": SONA_FROZEN, "anchor": SONA_ANCHOR}
+
+
+cdef class Decision:
+    """
+    One routed request.
+
+    Attributes
+    ----------
+    id : int
+        What feedback is joined by; unique over processes and restarts that share a store.
+    arm : object
+        Name of the served arm.
+    index : int
+        Its row number.
+    scores : array of shape (candidates,)
+        The learner's probability pi of each candidate, in their order.
+    candidates : tuple
+        Names that were open to choice.
+    propensity : float
+        Probability with which this arm was served; NaN where that is not known (Thompson sampling with costs).
+    """
+
+    @property
+    def scores(self):
+        if self.positions is None:
+            return self.probability
+        return self.probability[self.positions]
+
+    def __repr__(self):
+        return f"Decision(id={self.id}, arm={self.arm!r}, propensity={self.propensity:.4g})"
+
+
+cdef class Guard:
+    """
+    Which model to trust where they disagree: Exp3.S over (learner, frozen) and, once admitted, an older copy; see sona/guard.h.
+
+    Parameters
+    ----------
+    odds : float
+        Of the learner against each other model at the start.
+    floor, rate, share : float
+        Least probability of a model; learning rate; how much weight is shared out after each outcome.
+    seed : int
+    """
+
+    def __cinit__(self, double odds=5.0, double floor=0.005, double rate=0.4, double share=1e-4, seed=0):
+        if not (odds > 0 and 0 <= floor < 1 / 3 and rate >= 0 and 0 <= share <= 1):
+            raise SonaValueError(f"guard: expected odds > 0, floor in [0, 1/3), rate >= 0 and share in [0, 1], got odds={odds}, "
+                                 f"floor={floor}, rate={rate}, share={share}")
+        sona_guard_init(&self.guard, odds)
+        self.guard.floor, self.guard.rate, self.guard.share = floor, rate, share
+        self.random = np.random.default_rng(seed)
+
+    @property
+    def weights(self):
+        """Probability of each model, (3,)."""
+        cdef double w[3]
+        sona_guard_weights(&self.guard, w)
+        return np.array([w[0], w[1], w[2]])
+
+    def admit(self):
+        """An older copy of the learner becomes the third model; call it again when the copy is replaced."""
+        sona_guard_admit(&self.guard)
+
+    def choose(self, proposals):
+        """
+        Serve one of the proposed actions (learner, frozen[, older copy]).
+
+        Returns (action, propensity, chance); chance (3,) says which models proposed it.
+        """
+        count = self.guard.models
+        if len(proposals) != count:
+            raise SonaValueError(f"proposals: expected {count}, got {len(proposals)}")
+        chance = np.zeros(3, dtype=np.float32)
+        if all(p == proposals[0] for p in proposals):
+            chance[:count] = 1
+            return proposals[0], 1.0, chance
+        weights = self.weights
+        drawn = min(int(np.searchsorted(np.cumsum(weights), self.random.random(), side="right")), count - 1)
+        chance[:count] = [p == proposals[drawn] for p in proposals]
+        return proposals[drawn], float(weights @ chance), chance
+
+    def update(self, chance, double propensity, double reward):
+        """The reward in [0, 1] of an action on which the models disagreed; chance and propensity are what `choose` returned."""
+        cdef float c[3]
+        values = coerce(chance, (3,), "chance")
+        if not 0 < propensity <= 1 or not isfinite(reward):
+            raise SonaValueError(f"guard: expected propensity in (0, 1] and a finite reward, got {propensity} and {reward}")
+        c[0], c[1], c[2] = values[0], values[1], values[2]
+        sona_guard_update(&self.guard, c, propensity, reward)
+
+
+cdef double now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_REALTIME, &t)
+    return t.tv_sec + 1e-9 * t.tv_nsec
+
+
+cdef class Policy:
+    """
+    Softmax policy over arm vectors seen through an adapter, with a guard and a bounded memory of decisions.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    instant : Instant
+    tau : float
+        Temperature of the softmax over cosine scores.
+    explore : {"greedy", "thompson", "softmax"}
+    guard : bool
+        Serve the frozen model or an older copy where they have been better.
+    normalize : bool
+        Scale every arm vector to unit norm; otherwise all by their first arms' mean norm, so that relative norms count.
+    pending : int
+        Decisions that are remembered for their feedback.
+    log_bytes : int
+        Size of the ring that carries decisions to a store; 0 for none.
+    first_id : int
+        Id of the next decision.
+
+    Thread-safety
+    -------------
+    Methods hold the GIL and are atomic with respect to each other.
+    """
+
+    def __cinit__(self, Adapter adapter not None, Instant instant not None, *, double tau=0.1, explore="greedy", bint guard=True,
+                  double thompson_scale=0.3, double off_policy_step=0.3, Py_ssize_t anchor_every=500, bint normalize=True,
+                  Py_ssize_t pending=8192, Py_ssize_t log_bytes=0, seed=0, first_id=1):
+        cdef sona_policy_options options
+        cdef sona_ring_options ring
+        if explore not in _EXPLORE:
+            raise SonaValueError(f"explore: expected one of {', '.join(_EXPLORE)}, got {explore!r}")
+        if pending < 1 or log_bytes < 0 or anchor_every < 0:
+            raise SonaValueError(f"policy: expected pending >= 1, log_bytes and anchor_every >= 0, got {pending}, {log_bytes}, "
+                                 f"{anchor_every}")
+        if instant.dim != adapter.dim:
+            raise SonaValueError(f"instant: expected dim {adapter.dim}, got {instant.dim}")
+        self.adapter, self.instant, self.dim, self.kernels = adapter, instant, adapter.dim, adapter.kernels
+        self.normalize = normalize
+        options.dim, options.tau, options.thompson_scale, options.off_policy_step = adapter.dim, tau, thompson_scale, off_policy_step
+        options.anchor_every, options.seed = anchor_every, <uint64_t> (int(seed) & 0xFFFFFFFFFFFFFFFF)
+        options.explore, options.guard, options.kernels = _EXPLORE[explore], guard, adapter.kernels
+        check(sona_policy_create(&options, adapter.handle, instant.handle, &self.handle),
+              f"policy with tau={tau}, thompson_scale={thompson_scale}, off_policy_step={off_policy_step}")
+        check(sona_pending_create(pending, adapter.dim, 0, &self.pending), f"memory of {pending} decisions")
+        if log_bytes:
+            ring.capacity = 1 << (log_bytes - 1).bit_length()
+            ring.max_records, ring.first, ring.own_producer = 0, 0, 0
+            check(sona_ring_create(&ring, &self.log), f"ring of {log_bytes} bytes")
+        self.unit = <float *> sona_calloc(adapter.dim, sizeof(float))
+        if self.unit == NULL:
+            raise MemoryError("policy: out of memory")
+        self.names, self.rows, self.arms, self.positions = [], {}, (), None
+        self.next_id = first_id
+
+    def __dealloc__(self):
+        sona_policy_destroy(self.handle)
+        sona_pending_destroy(self.pending)
+        sona_ring_destroy(self.log)
+        sona_free(self.unit)
+
+    # ---- arms ----
+
+    def add_arm(self, name, vector, double cost=0.0):
+        """Open an arm to choice; vector (dim) is used as it is. Returns its row."""
+        cdef int32_t row = 0
+        if name in self.rows:
+            raise SonaValueError(f"arm {name!r}: expected a new name, got one that is already there")
+        array = coerce(vector, (self.dim,), f"arm {name!r}")
+        check(sona_policy_add_arm(self.handle, <const float *> cnp.PyArray_DATA(array), <float> cost, &row),
+              f"arm {name!r} with cost={cost}")
+        if row == len(self.names):
+            self.names.append(name)
+        else:
+            self.names[row] = name
+        self.rows[name] = row
+        self._list_arms()
+        return row
+
+    def remove_arm(self, name):
+        """Close an arm. Feedback for its earlier decisions is answered with False."""
+        row = self.row(name)
+        check(sona_policy_remove_arm(self.handle, row), f"arm {name!r}")
+        del self.rows[name]
+        self.names[row] = None
+        self._list_arms()
+
+    def _list_arms(self):
+        live = [row for row, name in enumerate(self.names) if name is not None]
+        self.arms = tuple(self.names[row] for row in live)
+        self.positions = None if len(live) == len(self.names) else np.array(live, dtype=np.intp)
+
+    def row(self, name):
+        """Row number of an arm."""
+        try:
+            return self.rows[name]
+        except (KeyError, TypeError):
+            raise SonaValueError(f"arm: expected one of {self._some_arms()}, got {name!r}") from None
+
+    def _some_arms(self):
+        shown = ", ".join(repr(a) for a in self.arms[:8])
+        return shown + (f", ... ({len(self.arms)} arms)" if len(self.arms) > 8 else "")
+
+    def names_by_row(self):
+        """Names by row number, None for removed arms."""
+        return tuple(self.names)
+
+    def vectors(self):
+        """Arm vectors in the order of `arms`, (arms, dim)."""
+        cdef cnp.ndarray result = np.empty((len(self.arms), self.dim), dtype=np.float32)
+        for i, name in enumerate(self.arms):
+            memcpy(<float *> cnp.PyArray_DATA(result) + <Py_ssize_t> i * self.dim,
+                   sona_policy_vector(self.handle, self.rows[name]), self.dim * sizeof(float))
+        return result
+
+    def costs(self):
+        """Costs in the order of `arms`, (arms,)."""
+        return np.array([sona_policy_cost(self.handle, self.rows[name]) for name in self.arms], dtype=np.float32)
+
+    @property
+    def version(self):
+        """Counts changes of the arms."""
+        return sona_policy_version(self.handle)
+
+    # ---- requests ----
+
+    cdef const float *_unit(self, object x) except NULL:
+        """x / |x| in the policy's own buffer; the zero vector stays zero."""
+        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
+            try:
+                x = coerce(x, (self.dim,), "x")
+            except (SonaValueError, SonaTypeError):
+                self.rejected += 1
+                raise
+        cdef const float *data = <const float *> cnp.PyArray_DATA(x)
+        cdef double square = self.kernels.dot(data, data, self.dim)
+        cdef float largest = 0
+        cdef Py_ssize_t i
+        if not (isfinite(square) and (square > 1e-30 or square == 0)):  # NaN, infinity, or norms whose square leaves float32
+            for i in range(self.dim):
+                if not isfinite(data[i]):
+                    self.rejected += 1
+                    raise SonaValueError(f"x: expected finite numbers, got {data[i]} at position {i}")
+                largest = max(largest, abs(data[i]))
+            for i in range(self.dim):
+                self.unit[i] = data[i] / largest
+            square = self.kernels.dot(self.unit, self.unit, self.dim)
+            for i in range(self.dim):
+                self.unit[i] *= <float> (1 / sqrt(square))
+            return self.unit
+        memcpy(self.unit, data, self.dim * sizeof(float))
+        if square > 0 and not 0.999999 < square < 1.000001:
+            square = 1 / sqrt(square) - 1
+            self.kernels.axpy(<float> square, data, self.unit, self.dim)
+        return self.unit
+
+    cdef object _candidates(self, object candidates):
+        """Row numbers of the named arms, int32."""
+        if isinstance(candidates, (str, bytes)):
+            raise SonaTypeError(f"candidates: expected a sequence of arms, got {candidates!r}")
+        names = tuple(candidates)
+        if not names:
+            raise SonaValueError("candidates: expected at least one arm, got none")
+        if len(set(names)) != len(names):
+            raise SonaValueError(f"candidates: expected each arm once, got {names}")
+        return names, np.array([self.row(name) for name in names], dtype=np.int32)
+
+    cdef Decision _route(self, const float *x, object names, object rows):
+        cdef Decision d = Decision.__new__(Decision)
+        cdef sona_decision decision
+        cdef const int32_t *indices = NULL
+        cdef Py_ssize_t count = 0
+        cdef cnp.npy_intp width
+        if rows is not None:
+            indices = <const int32_t *> cnp.PyArray_DATA(<cnp.ndarray> rows)
+            count = cnp.PyArray_DIM(<cnp.ndarray> rows, 0)
+        width = count if indices != NULL else sona_policy_rows(self.handle)
+        d.probability = cnp.PyArray_EMPTY(1, &width, cnp.NPY_FLOAT32, 0)
+        cdef sona_status status = sona_policy_route(self.handle, x, indices, count, <float *> cnp.PyArray_DATA(d.probability), &decision)
+        if status:
+            check(status, f"route over {len(self.arms)} arms")
+        cdef sona_record *record = sona_pending_put(self.pending, self.next_id, count)
+        if record == NULL:
+            raise SonaValueError(f"candidates: expected fewer than the memory of decisions holds, got {count}")
+        record.time = now()
+        record.decision = decision
+        memcpy(record.x, x, self.dim * sizeof(float))
+        if count:
+            memcpy(sona_record_candidates(record), indices, count * sizeof(int32_t))
+        if self.log != NULL:
+            sona_ring_push(self.log, record, record.size)  # full: counted by the ring, the decision stays in memory
+        d.id = self.next_id
+        self.next_id += 1
+        d.index = decision.arm
+        d.arm = self.names[decision.arm]
+        d.propensity = decision.propensity
+        d.candidates = self.arms if rows is None else names
+        d.positions = self.positions if rows is None else None
+        return d
+
+    def route(self, x, candidates=None):
+        """Choose an arm for x (dim); candidates are names, None for all arms. Returns a Decision."""
+        if candidates is None:
+            return self._route(self._unit(x), None, None)
+        names, rows = self._candidates(candidates)
+        return self._route(self._unit(x), names, rows)
+
+    @property
+    def enabled(self):
+        """False: requests are answered by the frozen model and nothing is learned."""
+        return bool(sona_policy_enabled(self.handle))
+
+    @enabled.setter
+    def enabled(self, bint value):
+        sona_policy_set_enabled(self.handle, value)
+
+    def route_batch(self, x):
+        """One Decision per row of x (n, dim): the same as n calls of `route`."""
+        x = coerce(x, (None, self.dim), "x")
+        return [self._route(self._unit(row), None, None) for row in x]
+
+    def predict(self, x, model="current", candidates=None):
+        """Row number of the first choice per row of x (n, dim), int64: no exploration, record or learning."""
+        cdef int32_t arm = 0
+        cdef const int32_t *indices = NULL
+        cdef Py_ssize_t count = 0
+        cdef cnp.ndarray rows
+        if candidates is not None:
+            rows = self._candidates(candidates)[1]
+            indices, count = <const int32_t *> cnp.PyArray_DATA(rows), len(rows)
+        if model not in _MODELS:
+            raise SonaValueError(f"model: expected one of {', '.join(_MODELS)}, got {model!r}")
+        x = coerce(x, (None, self.dim), "x")
+        cdef sona_model which = _MODELS[model]
+        result = np.empty(len(x), dtype=np.int64)
+        for i, row in enumerate(x):
+            check(sona_policy_best(self.handle, which, self._unit(row), indices, count, &arm), f"predict over {len(self.arms)} arms")
+            result[i] = arm
+        return result
+
+    def explain(self, x):
+        """What each tier adds to the score of each arm: name -> {frozen, base, micro, bias, cost, score}."""
+        cdef Py_ssize_t n = sona_policy_rows(self.handle)
+        cdef cnp.ndarray parts = np.empty((4, n), dtype=np.float32)
+        cdef float *to = <float *> cnp.PyArray_DATA(parts)
+        sona_policy_explain(self.handle, self._unit(x), to, to + n, to + 2 * n, to + 3 * n)
+        result = {}
+        for name in self.arms:
+            row = self.rows[name]
+            frozen, base, micro, bias = (float(v) for v in parts[:, row])
+            result[name] = {"frozen": frozen, "base": base, "micro": micro, "bias": bias,
+                            "cost": sona_policy_cost(self.handle, row), "score": frozen + base + micro + bias}
+        return result
+
+    def explain_decision(self, id):
+        """`explain` for the x of a remembered decision."""
+        cdef sona_record *record = sona_pending_get(self.pending, id)
+        if record == NULL:
+            raise SonaValueError(f"decision: expected one that is still remembered, got id {id}")
+        return self.explain(rows_of(record.x, 1, self.dim, self.dim)[0])
+
+    # ---- outcomes ----
+
+    def learn(self, uint64_t id, double reward, double weight=1.0):
+        """
+        The reward in [0, 1] of a remembered decision: the first one is learned from, a later one replaces it.
+
+        Returns False, and counts, when the id is unknown or expired or its arm is gone.
+        """
+        cdef sona_record *record = sona_pending_get(self.pending, id)
+        cdef sona_step step
+        cdef sona_status status
+        if record == NULL:
+            self.unknown += 1
+            return False
+        if not 0 <= reward <= 1:  # NaN too
+            self.rejected += 1
+            raise SonaValueError(f"reward: expected a number in [0, 1], got {reward}")
+        if not sona_policy_alive(self.handle, record.decision.arm):
+            self.unknown += 1
+            return False
+        if record.learned:
+            if <float> reward == record.outcome.reward:
+                return True
+            status = sona_policy_revise(self.handle, record.x, sona_record_candidates(record), record.count, &record.decision,
+                                        <float> reward, &record.outcome, &step)
+        else:
+            status = sona_policy_learn(self.handle, record.x, sona_record_candidates(record), record.count, &record.decision,
+                                       <float> reward, <float> weight, &record.outcome, &step)
+        if status == SONA_EINVAL:
+            self.unknown += 1
+            return False
+        if status:
+            check(status, f"feedback {reward} for decision {record.id}")
+        if record.learned:
+            self.revised += 1
+        else:
+            self.learned += 1
+            self.surprise += 0.02 * (step.surprise - self.surprise)
+        record.learned = 1
+        return True
+
+    def learn_logged(self, x, name, double reward, candidates=None):
+        """Learn from a decision of another policy: x (dim), the arm it showed and its reward in [0, 1]."""
+        cdef int32_t best = 0
+        cdef cnp.ndarray rows = None if candidates is None else self._candidates(candidates)[1]
+        cdef const int32_t *indices = NULL
+        cdef Py_ssize_t count = 0 if rows is None else len(rows)
+        cdef sona_decision decision
+        cdef sona_outcome outcome
+        cdef sona_step step
+        if rows is not None:
+            indices = <const int32_t *> cnp.PyArray_DATA(rows)
+        decision.arm = self.row(name)
+        if rows is not None and decision.arm not in rows:
+            raise SonaValueError(f"arm: expected one of the candidates, got {name!r}")
+        if not 0 <= reward <= 1:
+            self.rejected += 1
+            raise SonaValueError(f"reward: expected a number in [0, 1], got {reward}")
+        cdef const float *unit = self._unit(x)
+        check(sona_policy_best(self.handle, SONA_CURRENT, unit, indices, count, &best), f"logged decision over {len(self.arms)} arms")
+        decision.own, decision.agreed, decision.propensity, decision.version = best == decision.arm, 1, 1, self.version
+        decision.chance[0], decision.chance[1], decision.chance[2] = 1, 1, 1
+        check(sona_policy_learn(self.handle, unit, indices, count, &decision, <float> reward, 1, &outcome, &step),
+              f"logged reward {reward} for arm {name!r}")
+        self.learned += 1
+
+    def count_unknown(self):
+        """Feedback for a decision that nobody remembers."""
+        self.unknown += 1
+
+    def knows(self, uint64_t id):
+        """Whether the decision is still remembered."""
+        return sona_pending_get(self.pending, id) != NULL
+
+    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, reward=None):
+        """
+        Remember a decision that was made elsewhere (another process, before a restart, a log), so that `learn` finds it.
+
+        x (dim), row of the served arm, candidates as row numbers or None; propensity, chance, own and agreed as the guard left them;
+        reward in [0, 1] when one is already learned.
+        """
+        cdef const float *unit = self._unit(x)
+        cdef cnp.ndarray rows = None if candidates is None else np.ascontiguousarray(candidates, dtype=np.int32)
+        cdef Py_ssize_t count = 0 if candidates is None else len(rows)
+        if not sona_policy_alive(self.handle, row):
+            raise SonaValueError(f"arm: expected a row that holds an arm, got {row}")
+        cdef sona_record *record = sona_pending_put(self.pending, id, count)
+        if record == NULL:
+            raise SonaValueError(f"candidates: expected fewer than the memory of decisions holds, got {count}")
+        record.time = now()
+        record.decision.arm, record.decision.propensity = row, propensity
+        record.decision.chance[0], record.decision.chance[1], record.decision.chance[2] = chance[0], chance[1], chance[2]
+        record.decision.own, record.decision.agreed, record.decision.version = own, agreed, sona_policy_version(self.handle)
+        if reward is not None:  # its row is long folded in: generation 0 is no generation
+            record.learned, record.outcome.reward, record.outcome.weight = 1, reward, 1
+            record.outcome.probability = NAN
+        memcpy(record.x, unit, self.dim * sizeof(float))
+        if count:
+            memcpy(sona_record_candidates(record), cnp.PyArray_DATA(rows), count * sizeof(int32_t))
+
+    def drain(self):
+        """
+        Decisions since the last call, oldest first, for a store: tuples (id, time, x bytes, row, arm version, candidate bytes or None,
+        propensity, chance (3,), own, agreed).
+        """
+        cdef size_t size = 0
+        cdef const sona_record *record
+        cdef list result = []
+        while self.log != NULL:
+            record = <const sona_record *> sona_ring_peek(self.log, &size)
+            if record == NULL:
+                break
+            result.append((
+                record.id, record.time, PyBytes_FromStringAndSize(<const char *> record.x, self.dim * sizeof(float)),
+                record.decision.arm, record.decision.version,
+                PyBytes_FromStringAndSize(<const char *> sona_record_candidates(<sona_record *> record), record.count * sizeof(int32_t))
+                if record.count else None,
+                record.decision.propensity,
+                (record.decision.chance[0], record.decision.chance[1], record.decision.chance[2]),
+                bool(record.decision.own), bool(record.decision.agreed),
+            ))
+            sona_ring_release(self.log)
+        return result
+
+    # ---- state ----
+
+    @property
+    def unrecorded(self):
+        """Decisions that did not fit into the ring to the store."""
+        return sona_ring_dropped(self.log) if self.log != NULL else 0
+
+    @property
+    def requests(self):
+        return sona_policy_get_state(self.handle).requests
+
+    @property
+    def guard_weights(self):
+        """Probability of (current, frozen, anchor) where they disagree."""
+        cdef sona_policy_state s = sona_policy_get_state(self.handle)
+        cdef double w[3]
+        sona_guard_weights(&s.guard, w)
+        return {"current": w[0], "frozen": w[1], "anchor": w[2]}
+
+    @property
+    def bytes(self):
+        """Bytes of arms, projections and older copies; without the adapter, the instant step and the pending decisions."""
+        return sona_policy_bytes(self.handle)
+
+    @property
+    def pending_bytes(self):
+        return sona_pending_bytes(self.pending)
+
+    def state(self):
+        """Arrays that `restore` takes: the guard, the random stream, the older copies. Arms and adapter are kept by their owners."""
+        cdef sona_policy_state s = sona_policy_get_state(self.handle)
+        cdef sona_lora w
+        cdef double rewarded = 0, shown = 0
+        arrays = {
+            "guard": np.array([s.guard.log_weight[0], s.guard.log_weight[1], s.guard.log_weight[2], s.guard.rewards, s.guard.outcomes,
+                               s.guard.updates, s.guard.models], dtype=np.float64),
+            "random": np.array([s.random[0], s.random[1], s.random[2], s.random[3]], dtype=np.uint64),
+            "requests": np.array([s.requests, s.refreshed], dtype=np.uint64),
+            "surprise": np.array([self.surprise], dtype=np.float64),
+        }
+        calibration = np.empty((len(self.arms), 2), dtype=np.float64)
+        for i, name in enumerate(self.arms):
+            sona_policy_get_calibration(self.handle, self.rows[name], &rewarded, &shown)
+            calibration[i] = rewarded, shown
+        arrays["arm_calibration"] = calibration
+        arrays["arm_names"] = np.frombuffer(json.dumps([str(name) for name in self.arms]).encode(), dtype=np.uint8)
+        for which in range(2):
+            w = sona_policy_copy(self.handle, which)
+            arrays[f"copy{which}.down"] = rows_of(w.down, w.rank, w.ld, w.dim)
+            arrays[f"copy{which}.up"] = rows_of(w.up, w.rank, w.ld, w.dim)
+            arrays[f"copy{which}.offset"] = rows_of(w.offset, 1, w.rank, w.rank)[0]
+        return arrays
+
+    def restore(self, arrays):
+        """Put back what `state` returned."""
+        cdef sona_policy_state s = sona_policy_get_state(self.handle)
+        guard = np.asarray(arrays["guard"], dtype=np.float64)
+        random = np.asarray(arrays["random"], dtype=np.uint64)
+        requests = np.asarray(arrays["requests"], dtype=np.uint64)
+        if guard.shape != (7,) or not np.isfinite(guard).all() or guard[6] not in (2, 3) or random.shape != (4,) or not random.any() or requests.shape != (2,):
+            raise SonaValueError("policy state: expected guard (7,), random (4,) and requests (2,), got something else")
+        copies = []
+        for which in range(2):
+            rows = len(arrays[f"copy{which}.down"])
+            if rows:
+                copies.append((which, rows, coerce(arrays[f"copy{which}.down"], (rows, self.dim), "down"),
+                               coerce(arrays[f"copy{which}.up"], (rows, self.dim), "up"),
+                               coerce(arrays[f"copy{which}.offset"], (rows,), "offset")))
+        rates = np.asarray(arrays["arm_calibration"], dtype=np.float64)
+        kept = json.loads(np.asarray(arrays["arm_names"], dtype=np.uint8).tobytes())
+        if rates.shape != (len(kept), 2) or not np.isfinite(rates).all() or (rates < 0).any():
+            raise SonaValueError(f"policy state: expected finite calibration of shape ({len(kept)}, 2), got shape {rates.shape}")
+        today = {str(name): self.rows[name] for name in self.arms}
+        for name, (rewarded, shown) in zip(kept, rates):
+            if name in today:
+                sona_policy_set_calibration(self.handle, today[name], rewarded, shown)
+        for which, rows, down, up, offset in copies:
+            check(sona_policy_set_copy(self.handle, which, <const float *> cnp.PyArray_DATA(down), <const float *> cnp.PyArray_DATA(up),
+                                       self.dim, <const float *> cnp.PyArray_DATA(offset), rows), f"copy of {rows} rows")
+        s.guard.log_weight[0], s.guard.log_weight[1], s.guard.log_weight[2] = guard[0], guard[1], guard[2]
+        s.guard.rewards, s.guard.outcomes, s.guard.updates, s.guard.models = guard[3], guard[4], int(guard[5]), int(guard[6])
+        s.random[0], s.random[1], s.random[2], s.random[3] = random[0], random[1], random[2], random[3]
+        s.requests, s.refreshed = requests[0], requests[1]
+        sona_policy_set_state(self.handle, s)
+        self.surprise = float(np.asarray(arrays["surprise"])[0])

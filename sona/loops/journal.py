@@ -1,0 +1,356 @@
+"""The journal: what was decided, learned and rewarded reaches the store, and comes back after a restart or from another process."""
+
+import json
+import logging
+import math
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError
+from sona.loops._policy import Policy
+from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+log = logging.getLogger("sona")
+
+STATE_FORMAT = 1
+POLL_SECONDS = 1.0
+_PROPOSALS = struct.Struct("<fffBB")  # chance of current, frozen, anchor; own; agreed
+
+
+class Learner(Protocol):
+    """What a journal keeps and restores."""
+
+    policy: Policy | None
+
+    def state(self) -> Arrays: ...
+    def restore(self, arrays: Arrays) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Capture:
+    """The learner as it was when `feedback` own rewards had been drained."""
+
+    arrays: Arrays
+    feedback: int
+
+
+def _log_failure(error: Exception) -> None:
+    log.warning("store: %s", error)
+
+
+def encode_state(arrays: Arrays, meta: dict[str, Any]) -> bytes:
+    """One safetensors blob with JSON metadata."""
+    from safetensors.numpy import save
+
+    blob: bytes = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"sona": json.dumps(meta)})
+    return blob
+
+
+def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
+    """What `encode_state` was given; SonaCorruptError for anything else."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        length = int.from_bytes(blob[:8], "little")
+        meta = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["sona"])
+        return load(blob), meta
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise SonaCorruptError(f"state: expected what sona wrote, got: {error}") from error
+
+
+class Journal:
+    """
+    Moves decisions and rewards to a store in groups, saves the learner's state with the number of the last reward that is in it, and
+    replays the rewards that are not.
+
+    Parameters
+    ----------
+    store : SqliteStore
+    learner : Learner
+    name : str
+        Under which the state is kept.
+    fingerprint : str or None
+        Of the frozen model; a state of another one is refused.
+    save_every : int
+        Rewards between saved states. A crash loses none of them: they are learned again from the store.
+    clock : callable
+        Monotonic seconds.
+    start : bool
+        Whether a thread writes; otherwise `flush` does.
+
+    Notes
+    -----
+    The process that holds the store's learning lease learns and saves. The others answer from the state they loaded, queue their rewards
+    in the store, and reload when `poll` finds a newer state; the holder learns from the queued rewards at its own polls.
+    """
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        learner: Learner,
+        *,
+        name: str,
+        fingerprint: str | None = None,
+        save_every: int = 2000,
+        clock: Callable[[], float] = time.monotonic,
+        start: bool = True,
+    ) -> None:
+        self.store = store
+        self.name = name
+        self.leading = store.try_lease()
+        self._learner = learner
+        self._fingerprint = fingerprint
+        self._save_every = save_every
+        self._clock = clock
+        self._next_poll = clock() + POLL_SECONDS
+        self._feedback: list[FeedbackRow] = []
+        self._trajectories: list[TrajectoryRow] = []
+        self._arm_sets: dict[int, int] = {}  # policy version -> version in the store
+        self._known_sets: dict[int, tuple[str, ...]] = {}
+        self._applied = 0  # every reward up to this number is learned
+        self._own: list[tuple[int, int]] = []  # numbers of own rewards above it, also learned
+        self._drained = self._written = 0  # own rewards
+        self._capture: _Capture | None = None
+        self._save_at = save_every
+        self._saving = False
+        self.replayed = 0
+        self.writer: GroupWriter | None = None
+        self._start = start
+        self._following = True
+        self.mutex = threading.Lock()
+        """Held while a reward is learned and queued, and while the state is captured: a captured state has a reward or has it not."""
+
+    def open(self) -> None:
+        """Restore the saved state, learn what came after it, and start to write."""
+        self._restore()
+        if self.leading:
+            self._replay()
+        self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
+
+    def open_disabled(self) -> None:
+        """Write decisions and rewards only: nothing is restored, learned or saved."""
+        self.leading = False
+        self._following = False
+        self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
+
+    # ---- recording: called on the hot path ----
+
+    def feedback(self, id: int, reward: float, source: str | None, *, learn: bool) -> bool:
+        """
+        Learn a reward in [0, 1] and queue it for the store; False when its decision or arm is gone.
+
+        A process without the lease queues only: the holder learns from it.
+        """
+        policy = self._learner.policy
+        assert policy is not None
+        with self.mutex:
+            if not policy.knows(id) and not self.recall(id):
+                policy.count_unknown()
+                return False
+            if learn and self.leading and not policy.learn(id, reward):
+                return False
+            self._feedback.append(FeedbackRow(id, reward, time.time(), source))
+        self.notify()
+        return True
+
+    def reward(self, id: int, reward: float, source: str | None) -> None:
+        """Queue a reward in [0, 1]."""
+        self._feedback.append(FeedbackRow(id, reward, time.time(), source))
+        self.notify()
+
+    def trajectory(self, id: int, payload: bytes, quality: float | None) -> None:
+        """Queue an ended trajectory."""
+        self._trajectories.append(TrajectoryRow(id, time.time(), payload, quality))
+        self.notify()
+
+    def notify(self) -> None:
+        """Tell the writer that there is something to write."""
+        if self.writer is not None:
+            self.writer.notify()
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when everything recorded before the call is durable."""
+        assert self.writer is not None
+        self.writer.flush(timeout)
+
+    def close(self) -> None:
+        """Save the state, write what is left and end the thread."""
+        if self.writer is None or self.writer.closed:
+            return
+        self._saving = self.leading
+        try:
+            self.writer.flush()
+        finally:
+            self.writer.close()
+
+    # ---- writing: called by the writer ----
+
+    def _drain(self) -> tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]:
+        policy = self._learner.policy
+        with self.mutex:
+            decisions = [] if policy is None else policy.drain()
+            feedback, self._feedback = self._feedback, []
+            trajectories, self._trajectories = self._trajectories, []
+            self._drained += len(feedback)
+            if self.leading and self._capture is None and (self._saving or self._drained >= self._save_at):
+                self._capture = _Capture(self._learner.state(), self._drained)
+                self._save_at = self._drained + self._save_every
+        return [self._decision_row(*fields) for fields in decisions], feedback, trajectories
+
+    def _decision_row(
+        self,
+        id: int,
+        when: float,
+        x: bytes,
+        arm: int,
+        version: int,
+        candidates: bytes | None,
+        propensity: float,
+        chance: tuple[float, float, float],
+        own: bool,
+        agreed: bool,
+    ) -> DecisionRow:
+        known = 0.0 if math.isnan(propensity) else propensity
+        return DecisionRow(id, when, x, arm, self._arm_sets[version], candidates, known, _PROPOSALS.pack(*chance, own, agreed))
+
+    def arms_changed(self) -> None:
+        """Keep the policy's arms in the store under a version that its next decisions name."""
+        policy = self._learner.policy
+        assert policy is not None
+        listed = [json.dumps(None if name is None else str(name)) for name in policy.names_by_row()]
+        self._arm_sets[policy.version] = self.store.put_arms(listed, policy.vectors().tobytes(), policy.costs().tobytes())
+
+    def _appended(self, last: int, rewards: int) -> None:
+        """Rows are durable: the last `rewards` numbers up to `last` are ours."""
+        if rewards:
+            self._own.append((last - rewards + 1, last))
+            self._written += rewards
+        capture = self._capture
+        if capture is not None and self._written + (self.writer.dropped if self.writer else 0) >= capture.feedback:
+            self._capture = None
+            meta = {
+                "format": STATE_FORMAT,
+                "fingerprint": self._fingerprint,
+                "included": [list(span) for span in self._own if span[1] > self._applied],
+            }
+            self.store.put_state(self.name, encode_state(capture.arrays, meta), self._applied)
+        self.tick()
+
+    # ---- following ----
+
+    def _restore(self) -> None:
+        kept = self.store.get_state(self.name)
+        if kept is None:
+            return
+        blob, self._applied = kept
+        arrays, meta = decode_state(blob)
+        if meta.get("format", 0) > STATE_FORMAT:
+            raise SonaVersionError(f"state {self.name!r}: expected format {STATE_FORMAT} or older, got {meta['format']}")
+        if None not in (self._fingerprint, meta.get("fingerprint")) and meta["fingerprint"] != self._fingerprint:
+            raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
+        self._own = [(int(first), int(last)) for first, last in meta["included"]]
+        self._learner.restore(arrays)
+
+    def tick(self) -> None:
+        """Poll when a second has passed since the last time."""
+        if self._clock() >= self._next_poll:
+            self.poll()
+
+    def stats(self) -> dict[str, int | bool]:
+        """Counters of the writer; whether this process holds the lease; rewards learned from the store."""
+        counters = self.writer.counters() if self.writer is not None else {}
+        return {**counters, "leading": self.leading, "replayed": self.replayed}
+
+    def poll(self) -> None:
+        """Holder: learn from rewards that others queued. Follower: take a free lease, or reload a newer state."""
+        self._next_poll = self._clock() + POLL_SECONDS
+        if not self._following:
+            return
+        if not self.leading:
+            if self.store.try_lease():
+                self.leading = True
+                self._restore()
+            else:
+                kept = self.store.get_state(self.name)
+                if kept is not None and kept[1] > self._applied:
+                    self._restore()
+                return
+        self._replay()
+
+    def _replay(self) -> None:
+        """Learn every reward in the store that is not in the learner yet, in the order of their numbers."""
+        while rows := self.store.feedback_after(self._applied):
+            for number, row in rows:
+                if not any(first <= number <= last for first, last in self._own):
+                    self._learn(number, row)
+                self._applied = number
+            self._own = [span for span in self._own if span[1] > self._applied]
+
+    def _learn(self, number: int, row: FeedbackRow) -> None:
+        policy = self._learner.policy
+        if policy is not None and (policy.knows(row.id) or self.recall(row.id, before=number)):
+            policy.learn(row.id, row.reward)
+            self.replayed += 1
+
+    def recall(self, id: int, before: int | None = None) -> bool:
+        """
+        Bring a decision back from the store into the policy's memory, with the reward that it had before feedback number `before`.
+
+        Returns False when the decision is not in the store or an arm of it is gone.
+        """
+        policy = self._learner.policy
+        row = self.store.decision(id) if policy is not None else None
+        if policy is None or row is None or len(row.x) != 4 * policy.dim:
+            return False
+        rows = self._rows_of_set(policy, row.arm_set)
+        served = rows.get(row.arm)
+        named = list(rows) if row.candidates is None else np.frombuffer(row.candidates, "<i4").tolist()
+        if served is None or any(candidate not in rows for candidate in named):
+            return False
+        everything = row.candidates is None and len(named) == len(policy.arms)
+        *chance, own, agreed = _PROPOSALS.unpack(row.proposals)
+        policy.recall(
+            id,
+            np.frombuffer(row.x, "<f4"),
+            served,
+            row.propensity,
+            candidates=None if everything else [rows[candidate] for candidate in named],
+            chance=tuple(chance),
+            own=bool(own),
+            agreed=bool(agreed),
+            reward=self.store.reward(id, before),
+        )
+        return True
+
+    def _rows_of_set(self, policy: Policy, version: int) -> dict[int, int]:
+        """Row numbers of an arm set in the store -> today's rows, for the arms that are still there."""
+        if version not in self._known_sets:
+            kept = self.store.arms(version)
+            self._known_sets[version] = kept[0] if kept is not None else ()
+        today = {json.dumps(str(name)): policy.row(name) for name in policy.arms}
+        return {row: today[listed] for row, listed in enumerate(self._known_sets[version]) if listed in today}
+
+
+class _Sink:
+    """What the writer appends to: the store, with the numbers that it hands out."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def append(self, decisions: list[DecisionRow], feedback: list[FeedbackRow], trajectories: list[TrajectoryRow], /) -> int:
+        last = self._journal.store.append(decisions, feedback, trajectories)
+        try:
+            self._journal._appended(last, len(feedback))
+        except SonaStoreError as error:  # the rows are durable; a state that could not be saved is tried again later
+            log.warning("state: %s", error)
+        return last

@@ -1,0 +1,64 @@
+"""A progress line on standard error: redrawn in place on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+REDRAW_S = 0.1
+LINE_S = 5.0
+BAR = 28
+
+
+class Progress:
+    """Counts to ``total``; call :meth:`update` as often as you like, it writes at most ten times a second.
+
+    Parameters
+    ----------
+    total : int
+        Rounds to come, at least 1.
+    stream : TextIO, optional
+        Standard error by default.
+    clock : callable, optional
+        Seconds, monotonic.
+    """
+
+    def __init__(self, total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = max(total, 1)
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._terminal = self._stream.isatty()
+        self._next = clock() + (0.0 if self._terminal else LINE_S)
+        self._drawn = False
+
+    def due(self) -> bool:
+        """Whether :meth:`update` would write now: lets the caller skip building a note that nobody sees."""
+        return self._clock() >= self._next
+
+    def update(self, done: int, note: str = "") -> None:
+        if not self.due():
+            return
+        self._next = self._clock() + (REDRAW_S if self._terminal else LINE_S)
+        self._write(done, note)
+
+    def close(self, done: int, note: str = "") -> None:
+        """Draw the last state and leave the terminal on a fresh line; silent elsewhere, where the result follows anyway."""
+        if self._terminal and self._drawn:
+            self._write(done, note)
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _write(self, done: int, note: str) -> None:
+        share = min(done / self._total, 1.0)
+        if self._terminal:
+            filled = round(share * BAR)
+            text = f"[{'#' * filled}{'.' * (BAR - filled)}] {done}/{self._total}  {note}"
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r" + text[:width].ljust(width))
+        else:
+            self._stream.write(f"{done}/{self._total} ({share:.0%})  {note}\n")
+        self._stream.flush()
+        self._drawn = True

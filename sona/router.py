@@ -1,0 +1,399 @@
+"""Router: arms, decisions, feedback."""
+
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sona._arrays import Floats, coerce
+from sona.config import Precondition, SonaConfig
+from sona.engine import SonaEngine, Store
+from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
+from sona.loops._policy import Decision, Policy
+
+Arm = Hashable
+Explore = Literal["greedy", "thompson", "softmax"]
+
+_LOG_BYTES = 8 << 20  # decisions between two groups that the writer moves to the store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedDecision:
+    """
+    One decision of some logging policy, for `Router.warm_start`.
+
+    Attributes
+    ----------
+    x : array of shape (dim,)
+    arm : hashable
+        Name of the arm that was shown.
+    reward : float
+        In the router's declared range.
+    candidates : sequence, optional
+        Arms that were open; default all.
+    """
+
+    x: Any
+    arm: Arm
+    reward: float
+    candidates: Sequence[Arm] | None = None
+
+
+class Router:
+    """
+    Picks one of several arms for each request and learns from the reward of the arm it picked.
+
+    Parameters
+    ----------
+    arms : mapping, array or sequence of names
+        name -> vector, or an array (K, dim) whose row numbers are the names, or names alone (then `dim`: the arms get seeded
+        orthonormal vectors and everything is learned).
+    dim : int, optional
+        Length of x; needed for names alone.
+    store : path or SqliteStore, optional
+        Keeps decisions, feedback and what was learned; None keeps a bounded memory.
+    cost : mapping, optional
+        Cost per arm in units of reward (after mapping to [0, 1]); the choice maximises expected reward minus cost.
+    bias : bool
+        Learn a constant per arm beside its response to x.
+    explore : {"greedy", "thompson", "softmax"}
+        "greedy" learns fastest where the arms' vectors mean something; "thompson" where they do not.
+    guard : bool
+        Serve the frozen model, or an older copy of the learner, in proportion to the evidence that it is better.
+    precondition : {"auto", "identity", "full"}
+        See `sona.Instant`.
+    tau : float
+        Temperature of the softmax over cosine scores.
+    p0 : float
+        Prior variance of a weight.
+    normalize : bool
+        Scale arm vectors to unit norm; False keeps their relative norms.
+    reward_range : (float, float)
+        Least and largest reward.
+    clip : bool
+        Move rewards outside the range to its ends instead of refusing them.
+    base_rank : int, optional
+        Rank of the learned correction; default min(K - 1, 64), which loses nothing up to 65 arms.
+    pending : int
+        Decisions remembered in memory for their feedback; with a store, older ones are found there.
+    seed : int
+        Of the guard's draws, of exploration and of arms without vectors.
+    name : str
+        Under which the state is kept in the store.
+    model_fingerprint : str, optional
+        Identifies the frozen model; a stored state of another model is refused.
+
+    Attributes
+    ----------
+    engine : SonaEngine
+        The engine underneath; its first layer's adapter is what the router learns.
+
+    Thread-safety
+    -------------
+    Every method may be called from any thread; calls take turns under the GIL and never wait for the disk, except `flush`, `close`,
+    and feedback with sync=True or for a decision that is only in the store.
+    """
+
+    def __init__(
+        self,
+        arms: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any],
+        *,
+        dim: int | None = None,
+        store: Store = None,
+        cost: Mapping[Any, float] | None = None,
+        bias: bool = True,
+        explore: Explore = "greedy",
+        guard: bool = True,
+        precondition: Precondition = "auto",
+        tau: float = 0.1,
+        p0: float = 0.2,
+        normalize: bool = True,
+        reward_range: tuple[float, float] = (0.0, 1.0),
+        clip: bool = False,
+        base_rank: int | None = None,
+        pending: int = 8192,
+        seed: int = 0,
+        name: str = "default",
+        model_fingerprint: str | None = None,
+    ) -> None:
+        vectors = _arm_vectors(arms, dim, seed)
+        costs = dict(cost or {})
+        unknown = [arm for arm in costs if arm not in vectors]
+        if unknown:
+            raise SonaValueError(f"cost: expected names of arms, got {unknown}")
+        width = len(next(iter(vectors.values())))
+        norms = {arm: float(np.linalg.norm(v.astype(np.float64))) for arm, v in vectors.items()}
+        self._scale = float(np.mean(list(norms.values())))
+        self._normalize = normalize
+        prepared = {arm: self._prepared(arm, v) for arm, v in vectors.items()}
+        _refuse_identical(prepared)
+        rank = min(max(len(vectors) - 1, 1), 64) if base_rank is None else base_rank
+        config = SonaConfig(
+            hidden_dim=width,
+            base_lora_rank=rank,
+            base_lora_rank_max=max(rank, 64),
+            p0=p0,
+            bias_input=0.3 if bias else 0.0,
+            precondition=precondition,
+            reward_range=reward_range,
+            clip=clip,
+        )
+
+        def make_policy(engine: SonaEngine) -> Policy:
+            policy = Policy(
+                engine.adapters[0],
+                engine.instants[0],
+                tau=tau,
+                explore=explore,
+                guard=guard,
+                pending=pending,
+                log_bytes=_LOG_BYTES if engine.store is not None else 0,
+                seed=seed,
+                first_id=(engine.session << 40) + 1,
+            )
+            for arm, vector in prepared.items():
+                policy.add_arm(arm, vector, costs.get(arm, 0.0))
+            policy.enabled = engine.enabled
+            return policy
+
+        self.engine = SonaEngine(config, store=store, name=name, model_fingerprint=model_fingerprint, policy=make_policy)
+        assert self.engine.policy is not None
+        self._policy: Policy = self.engine.policy
+        self._journal = self.engine.journal
+        self._identity_range = tuple(reward_range) == (0.0, 1.0)
+
+    def _prepared(self, arm: Arm, vector: Floats) -> Floats:
+        """The vector at the norm the policy uses."""
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+        if not length > 0:
+            raise SonaValueError(f"arm {arm!r}: expected a non-zero vector, got zeros")
+        return (vector / (length if self._normalize else self._scale)).astype(np.float32)
+
+    # ---- arms ----
+
+    @property
+    def arms(self) -> tuple[Any, ...]:
+        """Names of the arms that are open."""
+        names: tuple[Any, ...] = self._policy.arms
+        return names
+
+    def add_arm(self, name: Arm, vector: Any, cost: float = 0.0) -> None:
+        """Open another arm while serving; it starts with what the correction already says about its vector."""
+        self._check_open()
+        prepared = self._prepared(name, coerce(vector, (self.engine.config.hidden_dim,), f"arm {name!r}"))
+        _refuse_identical({**dict(zip(self.arms, self._policy.vectors(), strict=True)), name: prepared})
+        self._policy.add_arm(name, prepared, cost)
+        if self._journal is not None:
+            self._journal.arms_changed()
+
+    def remove_arm(self, name: Arm) -> None:
+        """Close an arm while serving; feedback for its earlier decisions is answered with False."""
+        self._check_open()
+        if len(self.arms) == 1:
+            raise SonaValueError(f"arm {name!r}: expected at least one arm to stay")
+        self._policy.remove_arm(name)
+        if self._journal is not None:
+            self._journal.arms_changed()
+
+    # ---- requests ----
+
+    def route(self, x: Any, candidates: Sequence[Arm] | None = None) -> Decision:
+        """
+        Pick an arm for x.
+
+        Parameters
+        ----------
+        x : array of shape (dim,)
+            Any norm; its direction counts. Finite.
+        candidates : sequence of names, optional
+            Arms open to this choice; default all.
+        """
+        if self.engine._closed:
+            raise SonaClosedError("the router is closed")
+        decision = self._policy.route(x, candidates)
+        if self._journal is not None:
+            self._journal.notify()
+        return decision
+
+    def route_batch(self, x: Any) -> list[Decision]:
+        """One decision per row of x (n, dim); the same as n calls of `route`."""
+        self._check_open()
+        decisions: list[Decision] = self._policy.route_batch(x)
+        if self._journal is not None:
+            self._journal.notify()
+        return decisions
+
+    def predict(self, x: Any, *, model: Literal["current", "frozen"] = "current", candidates: Sequence[Arm] | None = None) -> npt.NDArray[np.int64]:
+        """Row number of the first choice per row of x (n, dim), shape (n,): nothing is explored, recorded or learned."""
+        self._check_open()
+        rows: npt.NDArray[np.int64] = self._policy.predict(x, model, candidates)
+        return rows
+
+    def apply_batch(self, x: Any, out: Floats | None = None) -> Floats:
+        """x + delta(x) row by row, (n, dim): the adapted embeddings."""
+        return self.engine.apply_batch(x, out)
+
+    def explain(self, decision: Decision) -> dict[Any, dict[str, float]]:
+        """
+        What each tier adds to the score of each arm for the decision's x, at today's weights: frozen, base, micro, bias; their sum is
+        the score, a cosine similarity where arms are normalised. cost is in units of reward and no part of the score.
+        """
+        self._check_open()
+        parts: dict[Any, dict[str, float]] = self._policy.explain_decision(decision.id)
+        return parts
+
+    # ---- outcomes ----
+
+    def feedback(self, id: int, reward: float, *, sync: bool = False, source: str | None = None) -> bool:
+        """
+        The reward of a decision: now, days later, from another process, again. The last one counts.
+
+        Parameters
+        ----------
+        id : int
+            Of the decision.
+        reward : float
+            In the declared range.
+        sync : bool
+            Return only when the reward is durable in the store.
+        source : str, optional
+            Who reported it; kept with it.
+
+        Returns
+        -------
+        bool
+            False, and counted, when the id is unknown or expired or its arm is gone.
+
+        Raises
+        ------
+        SonaValueError
+            A reward that is not finite or outside the range.
+        SonaStoreError
+            With sync=True: the store could not be written; the reward is learned and will be tried again.
+        """
+        self._check_open()
+        unit = self.engine._unit(reward)
+        journal = self._journal
+        if journal is None:
+            return bool(self._policy.learn(id, unit)) if self.engine.enabled else bool(self._policy.knows(id))
+        accepted = journal.feedback(id, unit, source, learn=self.engine.enabled)
+        if sync and accepted:
+            journal.flush()
+        return accepted
+
+    def feedback_batch(self, ids: Iterable[int], rewards: Iterable[float], *, sync: bool = False, source: str | None = None) -> int:
+        """Rewards of several decisions, in order; returns how many ids were known. A bad reward raises before any is learned."""
+        ids, rewards = list(ids), [float(r) for r in rewards]
+        if len(ids) != len(rewards):
+            raise SonaValueError(f"feedback_batch: expected as many rewards as ids, got {len(rewards)} and {len(ids)}")
+        for reward in rewards:
+            self.engine.config.to_unit(reward)
+        accepted = sum(self.feedback(id, reward, source=source) for id, reward in zip(ids, rewards, strict=True))
+        if sync:
+            self.flush()
+        return accepted
+
+    def warm_start(self, rows: Iterable[LoggedDecision | tuple[Any, Arm, float]]) -> int:
+        """
+        Learn from decisions of another policy, in order; returns how many.
+
+        Each row is a LoggedDecision or (x, arm, reward). A step is a full one where the router would have made the same choice and a
+        smaller one elsewhere. Nothing is written to the store but, later, the state.
+        """
+        self._check_open()
+        count = 0
+        for row in rows:
+            logged = row if isinstance(row, LoggedDecision) else LoggedDecision(x=row[0], arm=row[1], reward=row[2])
+            self._policy.learn_logged(logged.x, logged.arm, self.engine._unit(logged.reward), logged.candidates)
+            count += 1
+        return count
+
+    # ---- state ----
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of everything learned: adapter, preconditioner, arms and older copies."""
+        return self.engine.state_bytes + int(self._policy.bytes)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters by name; "engine" holds the engine's."""
+        p = self._policy
+        return {
+            "arms": len(p.arms),
+            "requests": p.requests,
+            "learned": p.learned,
+            "revised": p.revised,
+            "unknown_feedback": p.unknown,
+            "rejected": p.rejected,
+            "unrecorded": p.unrecorded,
+            "confidence": p.instant.confidence,
+            "surprise": p.surprise,
+            "guard_weights": p.guard_weights,
+            "state_bytes": self.state_bytes,
+            "pending_bytes": p.pending_bytes,
+            "engine": self.engine.stats(),
+        }
+
+    def tick(self) -> None:
+        """See `SonaEngine.tick`."""
+        self.engine.tick()
+
+    def flush(self) -> None:
+        """Return when every decision and reward so far is durable."""
+        self.engine.flush()
+
+    def close(self) -> None:
+        """Write what is left and release the store; a second call does nothing."""
+        self.engine.close()
+
+    def _check_open(self) -> None:
+        if self.engine._closed:
+            raise SonaClosedError("the router is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Router {len(self.arms)} arms, dim={self.engine.config.hidden_dim}>"
+
+
+def _arm_vectors(arms: Any, dim: int | None, seed: int) -> dict[Any, Floats]:
+    """name -> vector, checked."""
+    if isinstance(arms, Mapping):
+        if not arms:
+            raise SonaValueError("arms: expected at least one arm, got none")
+        width = len(np.atleast_1d(np.asarray(next(iter(arms.values()))))) if dim is None else dim
+        return {name: coerce(vector, (width,), f"arm {name!r}") for name, vector in arms.items()}
+    if isinstance(arms, np.ndarray) and arms.ndim == 2 and arms.dtype.kind in "fiu":
+        return dict(enumerate(coerce(arms, (None, dim), "arms")))
+    if isinstance(arms, str | bytes) or not isinstance(arms, Sequence):
+        raise SonaTypeError(f"arms: expected a mapping, a (K, dim) array or a sequence of names, got {type(arms).__name__}")
+    names = list(arms)
+    if not names or len(set(names)) != len(names):
+        raise SonaValueError(f"arms: expected distinct names, at least one, got {names}")
+    if dim is None:
+        raise SonaValueError("dim: expected the length of x for arms without vectors, got None")
+    return dict(zip(names, _orthonormal(len(names), dim, seed), strict=True))
+
+
+def _orthonormal(count: int, dim: int, seed: int) -> Floats:
+    """Random unit vectors (count, dim), orthogonal within each group of dim."""
+    rng = np.random.default_rng(seed)
+    groups = [np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(-(-count // dim))]
+    rows: Floats = np.concatenate(groups)[:count].astype(np.float32)
+    return rows
+
+
+def _refuse_identical(vectors: Mapping[Any, Floats]) -> None:
+    seen: dict[bytes, Any] = {}
+    for name, vector in vectors.items():
+        twin = seen.setdefault(vector.tobytes(), name)
+        if twin is not name:
+            raise SonaValueError(f"arms: expected different vectors, got the same one for {twin!r} and {name!r}")
