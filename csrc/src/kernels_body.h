@@ -12,7 +12,8 @@
  *
  * Two promises shape the code.  Element-wise kernels multiply and add separately, as the scalar table does, and agree with it bit for
  * bit; memory bounds them, so a fused operation would gain nothing.  An inner product adds in the same order whatever stands around
- * it, so <a_i, x> does not depend on how many rows were asked for: equal rows tie, and a subset scores as the whole did. */
+ * it: <a_i, x> does not depend on how many rows were asked for, so equal rows tie and a subset scores as the whole did, and a vector
+ * of a batch does not depend on the vectors beside it. */
 #include <math.h>
 
 #define BLOCK ((size_t)4 * VF_WIDTH)
@@ -232,15 +233,153 @@ static void lora_forward(const sona_lora *w, const float *x, float *y) {
   }
 }
 
-static void lora_forward_batch(const sona_lora *w, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) {
-  for (size_t i = 0; i < rows; i++) lora_forward(w, x + i * ldx, y + i * ldy);
-}
-
 static void lora_gradient(const sona_lora *w, const float *x, const float *g, float *d_down, float *d_up) {
   const vf scale = vf_set1(w->scale);
   for (size_t r = 0; r < w->rank; r++) {
     add_1(coefficient(w, r, dot_1(w->down + r * w->ld, x, w->dim)), g, d_up + r * w->ld, w->dim);
     add_1(vf_mul(scale, dot_1(w->up + r * w->ld, g, w->dim)), x, d_down + r * w->ld, w->dim);
+  }
+}
+
+/* ---- four input vectors at a time: a row of the adapter is loaded once for all of them ---- */
+
+/* <x_j, a>, two chains of additions each */
+static inline void dot_4x1(const float *const x[4], const float *a, size_t n, vf sum[4]) {
+  const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
+  vf s0 = vf_zero(), s1 = vf_zero(), s2 = vf_zero(), s3 = vf_zero();
+  vf t0 = vf_zero(), t1 = vf_zero(), t2 = vf_zero(), t3 = vf_zero();
+  size_t i = 0;
+  for (; i + 2 * VF_WIDTH <= n; i += 2 * VF_WIDTH) {
+    vf front = vf_load(a + i), back = vf_load(a + i + VF_WIDTH);
+    VF_KEEP(front);
+    VF_KEEP(back);
+    s0 = vf_fma(front, vf_load(x0 + i), s0);
+    t0 = vf_fma(back, vf_load(x0 + i + VF_WIDTH), t0);
+    s1 = vf_fma(front, vf_load(x1 + i), s1);
+    t1 = vf_fma(back, vf_load(x1 + i + VF_WIDTH), t1);
+    s2 = vf_fma(front, vf_load(x2 + i), s2);
+    t2 = vf_fma(back, vf_load(x2 + i + VF_WIDTH), t2);
+    s3 = vf_fma(front, vf_load(x3 + i), s3);
+    t3 = vf_fma(back, vf_load(x3 + i + VF_WIDTH), t3);
+  }
+  for (; i < n; i += VF_WIDTH) { /* at most twice */
+    vf a_i = load(a + i, n - i);
+    s0 = vf_fma(a_i, load(x0 + i, n - i), s0);
+    s1 = vf_fma(a_i, load(x1 + i, n - i), s1);
+    s2 = vf_fma(a_i, load(x2 + i, n - i), s2);
+    s3 = vf_fma(a_i, load(x3 + i, n - i), s3);
+  }
+  sum[0] = vf_sum(vf_add(s0, t0)), sum[1] = vf_sum(vf_add(s1, t1));
+  sum[2] = vf_sum(vf_add(s2, t2)), sum[3] = vf_sum(vf_add(s3, t3));
+}
+
+/* s += a x, t += b x */
+static inline void add_products(vf a, vf b, const float *x, size_t k, vf *s, vf *t) {
+  vf x_i = load(x, k);
+  VF_KEEP(x_i);
+  *s = vf_fma(a, x_i, *s);
+  *t = vf_fma(b, x_i, *t);
+}
+
+/* <x_j, a> and <x_j, b>: eight chains, as many as two multipliers of latency four can keep busy */
+static inline void dot_4x2(const float *const x[4], const float *a, const float *b, size_t n, vf sum_a[4], vf sum_b[4]) {
+  const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];
+  vf s0 = vf_zero(), s1 = vf_zero(), s2 = vf_zero(), s3 = vf_zero();
+  vf t0 = vf_zero(), t1 = vf_zero(), t2 = vf_zero(), t3 = vf_zero();
+#define STEP(i, k)                                     \
+  do {                                                 \
+    vf a_i = load(a + (i), k), b_i = load(b + (i), k); \
+    VF_KEEP(a_i);                                      \
+    VF_KEEP(b_i);                                      \
+    add_products(a_i, b_i, x0 + (i), k, &s0, &t0);     \
+    add_products(a_i, b_i, x1 + (i), k, &s1, &t1);     \
+    add_products(a_i, b_i, x2 + (i), k, &s2, &t2);     \
+    add_products(a_i, b_i, x3 + (i), k, &s3, &t3);     \
+  } while (0)
+  SWEEP(n, STEP);
+#undef STEP
+  sum_a[0] = vf_sum(s0), sum_a[1] = vf_sum(s1), sum_a[2] = vf_sum(s2), sum_a[3] = vf_sum(s3);
+  sum_b[0] = vf_sum(t0), sum_b[1] = vf_sum(t1), sum_b[2] = vf_sum(t2), sum_b[3] = vf_sum(t3);
+}
+
+/* y_j += c_j a */
+static inline void add_4x1(const float c[4], const float *a, float *y, size_t ldy, size_t n) {
+  const vf c0 = vf_set1(c[0]), c1 = vf_set1(c[1]), c2 = vf_set1(c[2]), c3 = vf_set1(c[3]);
+  float *y1 = y + ldy, *y2 = y1 + ldy, *y3 = y2 + ldy;
+#define STEP(i, k)                                                 \
+  do {                                                             \
+    vf a_i = load(a + (i), k);                                     \
+    VF_KEEP(a_i);                                                  \
+    store(y + (i), vf_fma(c0, a_i, load(y + (i), k)), k);          \
+    store(y1 + (i), vf_fma(c1, a_i, load(y1 + (i), k)), k);        \
+    store(y2 + (i), vf_fma(c2, a_i, load(y2 + (i), k)), k);        \
+    store(y3 + (i), vf_fma(c3, a_i, load(y3 + (i), k)), k);        \
+  } while (0)
+  SWEEP(n, STEP);
+#undef STEP
+}
+
+/* y_j += c_j a + d_j b */
+static inline void add_4x2(const float c[4], const float d[4], const float *a, const float *b, float *y, size_t ldy, size_t n) {
+  const vf c0 = vf_set1(c[0]), c1 = vf_set1(c[1]), c2 = vf_set1(c[2]), c3 = vf_set1(c[3]);
+  const vf d0 = vf_set1(d[0]), d1 = vf_set1(d[1]), d2 = vf_set1(d[2]), d3 = vf_set1(d[3]);
+  float *y1 = y + ldy, *y2 = y1 + ldy, *y3 = y2 + ldy;
+#define STEP(i, k)                                                                  \
+  do {                                                                              \
+    vf a_i = load(a + (i), k), b_i = load(b + (i), k);                              \
+    VF_KEEP(a_i);                                                                   \
+    VF_KEEP(b_i);                                                                   \
+    store(y + (i), vf_fma(d0, b_i, vf_fma(c0, a_i, load(y + (i), k))), k);          \
+    store(y1 + (i), vf_fma(d1, b_i, vf_fma(c1, a_i, load(y1 + (i), k))), k);        \
+    store(y2 + (i), vf_fma(d2, b_i, vf_fma(c2, a_i, load(y2 + (i), k))), k);        \
+    store(y3 + (i), vf_fma(d3, b_i, vf_fma(c3, a_i, load(y3 + (i), k))), k);        \
+  } while (0)
+  SWEEP(n, STEP);
+#undef STEP
+}
+
+/* coef[j] = scale * (sum[j] + offset[r]) */
+static inline void coefficients(const sona_lora *w, size_t r, const vf sum[4], float coef[4]) {
+  for (size_t j = 0; j < 4; j++) coef[j] = vf_first(coefficient(w, r, sum[j]));
+}
+
+/* rows <= 4 of y; x always holds four.  The sums of a row do not depend on the rows beside it, and neither do the additions to y:
+ * what is left of a batch comes out as it would inside a block of four. */
+static void lora_block(const sona_lora *w, const float *const x[4], float *y, size_t ldy, size_t rows) {
+  const size_t n = w->dim, ld = w->ld;
+  float coef[RANKS][4];
+  for (size_t from = 0; from < w->rank; from += RANKS) {
+    const size_t ranks = w->rank - from < RANKS ? w->rank - from : RANKS;
+    const float *down = w->down + from * ld, *up = w->up + from * ld;
+    vf s[4], t[4];
+    for (size_t r = 0; r + 2 <= ranks; r += 2) {
+      dot_4x2(x, down + r * ld, down + (r + 1) * ld, n, s, t);
+      coefficients(w, from + r, s, coef[r]);
+      coefficients(w, from + r + 1, t, coef[r + 1]);
+    }
+    if (ranks % 2) {
+      dot_4x1(x, down + (ranks - 1) * ld, n, s);
+      coefficients(w, from + ranks - 1, s, coef[ranks - 1]);
+    }
+    if (rows == 4) {
+      for (size_t r = 0; r + 2 <= ranks; r += 2) add_4x2(coef[r], coef[r + 1], up + r * ld, up + (r + 1) * ld, y, ldy, n);
+      if (ranks % 2) add_4x1(coef[ranks - 1], up + (ranks - 1) * ld, y, ldy, n);
+    } else {
+      for (size_t r = 0; r < ranks; r++) {
+        for (size_t j = 0; j < rows; j++) add_1(vf_set1(coef[r][j]), up + r * ld, y + j * ldy, n);
+      }
+    }
+  }
+}
+
+static void lora_forward_batch(const sona_lora *w, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) {
+  for (; rows >= 4; rows -= 4, x += 4 * ldx, y += 4 * ldy) {
+    const float *const four[4] = {x, x + ldx, x + 2 * ldx, x + 3 * ldx};
+    lora_block(w, four, y, ldy, 4);
+  }
+  if (rows > 0) {
+    const float *const some[4] = {x, rows > 1 ? x + ldx : x, rows > 2 ? x + 2 * ldx : x, x};
+    lora_block(w, some, y, ldy, rows);
   }
 }
 

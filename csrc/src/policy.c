@@ -559,7 +559,7 @@ static void refresh_anchor(sona_policy *p) {
 sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
                               float weight, sona_outcome *outcome, sona_step *step) {
   if (!isfinite(reward)) return SONA_ENONFINITE;
-  if (!known_at(p, d->arm, d->version)) return SONA_EINVAL;
+  if (!sona_policy_alive(p, d->arm) || !known_at(p, d->arm, d->version)) return SONA_EINVAL;
   sona_status status;
   const float probability = rescore(p, x, candidates, count, d, &status);
   if (status) return status;
@@ -593,7 +593,7 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
 sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
                                sona_outcome *outcome, sona_step *step) {
   if (!isfinite(reward)) return SONA_ENONFINITE;
-  if (reward < 0 || reward > 1 || !known_at(p, d->arm, d->version)) return SONA_EINVAL;
+  if (reward < 0 || reward > 1 || !sona_policy_alive(p, d->arm) || !known_at(p, d->arm, d->version)) return SONA_EINVAL;
   const float change = reward - outcome->reward;
   sona_status status = SONA_OK;
   const sona_adapter_info before = sona_adapter_describe(p->adapter);
@@ -608,17 +608,17 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
   const float probability = rescore(p, x, candidates, count, d, &status);
   if (status) return status;
   if (probability < 0) return SONA_EINVAL;
-  const float rate = best_rate(p);
-  status = stands ? sona_instant_step(p->instant, p->adapter, x, p->direction, probability, rate, reward, outcome->weight,
-                                      SONA_STEP_AGAIN, step)
-                  : sona_instant_revise(p->instant, p->adapter, x, p->direction, probability, rate, change, outcome->weight, step);
-  if (status) return status;
-  if (d->own && !isnan(outcome->probability)) {
+  if (d->own && !isnan(outcome->probability)) { /* first, so that the new step sees the calibration it would have seen */
     arm_record *record = &p->records[d->arm];
     sona_instant_recalibrate(p->instant, outcome->probability, change, outcome->step);
     if (record->choices >= outcome->arm_step)
       sona_calibration_correct(&record->rewarded, outcome->probability, change, record->choices - outcome->arm_step);
   }
+  const float rate = best_rate(p);
+  status = stands ? sona_instant_step(p->instant, p->adapter, x, p->direction, probability, rate, reward, outcome->weight,
+                                      SONA_STEP_AGAIN, step)
+                  : sona_instant_revise(p->instant, p->adapter, x, p->direction, probability, rate, change, outcome->weight, step);
+  if (status) return status;
   const sona_adapter_info after = sona_adapter_describe(p->adapter);
   outcome->reward = reward;
   outcome->row = (uint32_t)(after.total - 1);

@@ -1,0 +1,202 @@
+/* The policy as an embedder meets it: it learns which arm is right, its propensities are what happens, and it does not allocate. */
+#include "sona/policy.h"
+
+#include "../src/random.h"
+#include "check.h"
+#include "sona/pending.h"
+
+enum { DIM = 24, ARMS = 5 };
+
+typedef struct setup {
+  sona_adapter *adapter;
+  sona_instant *instant;
+  sona_policy *policy;
+} setup;
+
+static sona_random rng;
+
+static void unit(float *x) {
+  float square = 0;
+  for (size_t i = 0; i < DIM; i++) {
+    x[i] = (float)sona_random_normal(&rng);
+    square += x[i] * x[i];
+  }
+  for (size_t i = 0; i < DIM; i++) x[i] /= sqrtf(square);
+}
+
+static setup make(sona_explore explore, int guard, sona_precondition precondition) {
+  setup s = {0};
+  const sona_adapter_options a = {DIM, ARMS - 1, 16, 2, 0, 0.05, 1, NULL};
+  const sona_instant_options i = {DIM, 0.2f, 0.3f, 3.0f / ARMS, precondition, NULL};
+  const sona_policy_options p = {DIM, 0.1f, 0.3f, 0.3f, 500, 11, explore, guard, NULL};
+  CHECK_EQ(sona_adapter_create(&a, &s.adapter), SONA_OK);
+  CHECK_EQ(sona_instant_create(&i, &s.instant), SONA_OK);
+  CHECK_EQ(sona_policy_create(&p, s.adapter, s.instant, &s.policy), SONA_OK);
+  for (int k = 0; k < ARMS; k++) {
+    float e[DIM];
+    int32_t row = -1;
+    unit(e);
+    CHECK_EQ(sona_policy_add_arm(s.policy, e, 0, &row), SONA_OK);
+    CHECK_EQ(row, k);
+  }
+  return s;
+}
+
+static void destroy(setup s) {
+  sona_policy_destroy(s.policy);
+  sona_instant_destroy(s.instant);
+  sona_adapter_destroy(s.adapter);
+}
+
+/* Contexts come in ARMS clusters; cluster k wants arm (k + 1) % ARMS, whatever the vectors say. */
+static void test_learns(sona_precondition precondition) {
+  setup s = make(SONA_GREEDY, 0, precondition);
+  float centre[ARMS][DIM], x[DIM], probability[ARMS];
+  int right = 0;
+  uint64_t before = 0;
+  for (int k = 0; k < ARMS; k++) unit(centre[k]);
+  for (int t = 0; t < 1500; t++) {
+    const int k = (int)(sona_random_uniform(&rng) * ARMS);
+    float noise[DIM], square = 0;
+    unit(noise);
+    for (size_t i = 0; i < DIM; i++) {
+      x[i] = centre[k][i] + 0.3f * noise[i];
+      square += x[i] * x[i];
+    }
+    for (size_t i = 0; i < DIM; i++) x[i] /= sqrtf(square);
+    sona_decision d;
+    sona_outcome o;
+    CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &d), SONA_OK);
+    CHECK_NEAR(d.propensity, 1, 0);
+    const float reward = d.arm == (k + 1) % ARMS;
+    CHECK_EQ(sona_policy_learn(s.policy, x, NULL, 0, &d, reward, 1, &o, NULL), SONA_OK);
+    if (t >= 1000) right += reward > 0;
+    if (t == 999) before = sona_allocations();
+  }
+  CHECK(right > 480);
+  CHECK_EQ(sona_allocations(), before);
+  destroy(s);
+}
+
+/* Over many draws at one x the share of each arm is its logged propensity. */
+static void test_propensity(sona_explore explore, int guard) {
+  setup s = make(explore, guard, SONA_FULL);
+  float x[DIM], probability[ARMS];
+  int counts[ARMS] = {0};
+  double propensity[ARMS] = {0};
+  unit(x);
+  for (int t = 0; t < 300; t++) { /* learn something, so that the models differ */
+    float z[DIM];
+    sona_decision d;
+    sona_outcome o;
+    unit(z);
+    CHECK_EQ(sona_policy_route(s.policy, z, NULL, 0, probability, &d), SONA_OK);
+    CHECK_EQ(sona_policy_learn(s.policy, z, NULL, 0, &d, d.arm == 2, 1, &o, NULL), SONA_OK);
+  }
+  enum { DRAWS = 40000 };
+  for (int t = 0; t < DRAWS; t++) {
+    sona_decision d;
+    CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &d), SONA_OK);
+    counts[d.arm]++;
+    propensity[d.arm] = d.propensity;
+  }
+  double sum = 0;
+  for (int k = 0; k < ARMS; k++) {
+    sum += probability[k];
+    CHECK_NEAR((double)counts[k] / DRAWS, propensity[k], 5 * sqrt(propensity[k] * (1 - propensity[k]) / DRAWS) + 1e-3);
+  }
+  CHECK_NEAR(sum, 1, 1e-5);
+  destroy(s);
+}
+
+/* A reward that is corrected leaves what the right one would have left, step for step. */
+static void test_revision(void) {
+  float x[DIM], probability[2][ARMS];
+  sona_decision d;
+  sona_outcome o;
+  for (int which = 0; which < 2; which++) {
+    sona_random_seed(&rng, 21);
+    setup s = make(SONA_GREEDY, 0, SONA_IDENTITY);
+    unit(x);
+    CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability[which], &d), SONA_OK);
+    CHECK_EQ(sona_policy_learn(s.policy, x, NULL, 0, &d, (float)which, 1, &o, NULL), SONA_OK);
+    if (!which) {
+      CHECK_EQ(sona_policy_revise(s.policy, x, NULL, 0, &d, 0.25f, &o, NULL), SONA_OK);
+      CHECK_EQ(sona_policy_revise(s.policy, x, NULL, 0, &d, 1, &o, NULL), SONA_OK);
+      CHECK_EQ(sona_adapter_describe(s.adapter).total, 5); /* step, its negation, step, its negation, step */
+    }
+    CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability[which], &d), SONA_OK);
+    destroy(s);
+  }
+  for (int k = 0; k < ARMS; k++) CHECK_NEAR(probability[0][k], probability[1][k], 1e-5);
+}
+
+static void test_arms(void) {
+  setup s = make(SONA_GREEDY, 1, SONA_FULL);
+  float x[DIM], e[DIM], probability[ARMS + 1];
+  int32_t row;
+  unit(x);
+  sona_decision old, d;
+  sona_outcome o;
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &old), SONA_OK);
+  CHECK_EQ(sona_policy_remove_arm(s.policy, old.arm), SONA_OK);
+  CHECK_EQ(sona_policy_remove_arm(s.policy, old.arm), SONA_EINVAL);
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &d), SONA_OK);
+  CHECK(d.arm != old.arm);
+  CHECK_NEAR(probability[old.arm], 0, 0);
+  CHECK_EQ(sona_policy_learn(s.policy, x, NULL, 0, &old, 1, 1, &o, NULL), SONA_EINVAL);
+  const int32_t gone[] = {old.arm, d.arm};
+  CHECK_EQ(sona_policy_route(s.policy, x, gone, 2, probability, &d), SONA_EINVAL);
+  unit(e);
+  CHECK_EQ(sona_policy_add_arm(s.policy, e, 0, &row), SONA_OK);
+  CHECK_EQ(row, old.arm); /* the gap is taken, and the old decision still does not count for it */
+  CHECK_EQ(sona_policy_learn(s.policy, x, NULL, 0, &old, 1, 1, &o, NULL), SONA_EINVAL);
+  const int32_t one[] = {row};
+  CHECK_EQ(sona_policy_route(s.policy, x, one, 1, probability, &d), SONA_OK);
+  CHECK_EQ(d.arm, row);
+  CHECK_NEAR(probability[0], 1, 1e-6);
+  CHECK_EQ(sona_policy_learn(s.policy, x, one, 1, &d, 1, 1, &o, NULL), SONA_OK);
+  CHECK_EQ(sona_policy_learn(s.policy, x, one, 1, &d, NAN, 1, &o, NULL), SONA_ENONFINITE);
+  CHECK_EQ(sona_policy_learn(s.policy, x, one, 1, &d, 2, 1, &o, NULL), SONA_EINVAL);
+  x[3] = NAN;
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &d), SONA_ENONFINITE);
+  destroy(s);
+}
+
+static void test_pending(void) {
+  sona_pending *p = NULL;
+  CHECK_EQ(sona_pending_create(0, DIM, 0, &p), SONA_EINVAL);
+  CHECK_EQ(sona_pending_create(4, DIM, 0, &p), SONA_OK);
+  const uint64_t session = (uint64_t)9 << 40;
+  for (uint64_t id = session + 1; id <= session + 100; id++) {
+    sona_record *r = sona_pending_put(p, id, id % 3);
+    CHECK(r != NULL && r->id == id && r->count == id % 3);
+    for (uint32_t c = 0; c < r->count; c++) sona_record_candidates(r)[c] = (int32_t)c;
+    r->x[DIM - 1] = (float)(id - session);
+    CHECK(sona_pending_get(p, id) == r);
+    CHECK(sona_pending_get(p, id + 1) == NULL);
+    if (id > session + 2) {
+      sona_record *before = sona_pending_get(p, id - 1);
+      CHECK(before != NULL && before->x[DIM - 1] == (float)(id - 1 - session));
+    }
+    if (id > session + 4) CHECK(sona_pending_get(p, id - 4) == NULL);
+  }
+  CHECK(sona_pending_put(p, 1, 100000) == NULL);
+  sona_pending_destroy(p);
+  sona_pending_destroy(NULL);
+}
+
+int main(void) {
+  sona_random_seed(&rng, 5);
+  test_learns(SONA_IDENTITY);
+  test_learns(SONA_FULL);
+  test_propensity(SONA_SOFTMAX, 0);
+  test_propensity(SONA_SOFTMAX, 1);
+  test_propensity(SONA_THOMPSON, 0);
+  test_propensity(SONA_THOMPSON, 1);
+  test_propensity(SONA_GREEDY, 1);
+  test_revision();
+  test_arms();
+  test_pending();
+  return check_done("policy");
+}
