@@ -1,0 +1,391 @@
+"""Writes what accumulates on the hot path to a store in groups, from one thread."""
+
+import atexit
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+from sona.errors import SonaClosedError, SonaStoreError, SonaValueError
+from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
+
+log = logging.getLogger("sona")
+
+Drained = tuple[Iterable[DecisionRow], Iterable[FeedbackRow], Iterable[TrajectoryRow]]
+
+EXIT_TIMEOUT = 5.0  # s that the end of the interpreter waits for a last group
+
+_open: "weakref.WeakSet[GroupWriter]" = weakref.WeakSet()
+
+
+class Appendable(Protocol):
+    """What a writer needs of a store."""
+
+    def append(self, decisions: list[DecisionRow], feedback: list[FeedbackRow], trajectories: list[TrajectoryRow], /) -> int:
+        """Write all rows in one transaction, durable on return, or raise and write none."""
+
+
+class _Reentered(SonaStoreError):
+    """A method was called by the thread that is inside of one already."""
+
+
+class GroupWriter:
+    """Moves rows from a caller's buffers to a store, a group every `interval` at most.
+
+    A group that cannot be written waits in a bounded spool and is tried again, at intervals that double up to
+    ``backoff[1]``; the caller's hot path never notices. A spool that is full loses its oldest decisions first, then
+    trajectories, then feedback; losses are counted, reported to `on_error`, and make the next `flush` raise.
+
+    `notify` may be called from any thread and never waits. Everything else may be called from any thread and takes
+    turns. In a forked child the writer is passive: `notify` does nothing, `flush` and `step` raise, the parent writes.
+
+    Parameters
+    ----------
+    store : SqliteStore or alike
+    drain : callable
+        Returns (decisions, feedback, trajectories) recorded since its last call. Called by one thread at a time. When it
+        raises, what it took is lost and the next `flush` says so.
+    interval : float, optional
+        Seconds between groups, at least.
+    on_error : callable, optional
+        Called with the exception of a background write that failed, without any lock held.
+    start : bool, optional
+        False: no thread; groups are written by `step` and `flush` alone.
+    clock : callable, optional
+        Monotonic seconds.
+    spool_rows, spool_bytes : int, optional
+        Bounds on what waits for the store.
+    group_rows : int, optional
+        A larger group is split, decisions first, so that no transaction keeps other processes waiting.
+    backoff : (float, float), optional
+        First and longest wait before a failed group is tried again, seconds.
+
+    Attributes
+    ----------
+    written, dropped : int
+        Rows that are durable; rows given up.
+    groups, failed : int
+        Transactions that succeeded; attempts (and calls of `drain`) that raised.
+    """
+
+    def __init__(
+        self,
+        store: Appendable,
+        drain: Callable[[], Drained],
+        *,
+        interval: float = 0.1,
+        on_error: Callable[[Exception], object] | None = None,
+        start: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        spool_rows: int = 1 << 16,
+        spool_bytes: int = 64 << 20,
+        group_rows: int = 1 << 14,
+        backoff: tuple[float, float] = (0.1, 30.0),
+    ) -> None:
+        if not 0 < interval < math.inf:
+            raise SonaValueError(f"expected a positive, finite interval, got {interval!r}")
+        if min(spool_rows, spool_bytes, group_rows) < 1:
+            raise SonaValueError(
+                f"expected bounds of at least 1, got spool_rows={spool_rows}, spool_bytes={spool_bytes}, group_rows={group_rows}"
+            )
+        if not 0 < backoff[0] <= backoff[1] < math.inf:
+            raise SonaValueError(f"expected 0 < backoff[0] <= backoff[1], finite, got {backoff!r}")
+        self.written = self.dropped = self.groups = self.failed = 0
+        self._store = store
+        self._drain = drain
+        self._interval = interval
+        self._on_error = on_error
+        self._clock = clock
+        self._spool = _Spool(spool_rows, spool_bytes)
+        self._group_rows = group_rows
+        self._backoff = backoff
+        self._failures = 0  # in a row
+        self._retry_at = -math.inf
+        self._lost = 0  # dropped since the last flush
+        self._drain_error: Exception | None = None  # since the last flush
+        self._quiet_until = -math.inf
+        self._closed_because: str | None = None
+        self._on_error_raised = False
+        # Re-entrant only so that a signal handler that calls flush inside of flush gets an error and not a deadlock.
+        self._flight = threading.RLock()
+        self._in_flight = False
+        self._notified = False
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        _open.add(self)
+        if start:
+            self._thread = threading.Thread(target=self._run, name="sona-writer", daemon=True)
+            self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def spooled(self) -> int:
+        """Rows that wait for the store."""
+        return len(self._spool)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed_because is not None
+
+    def counters(self) -> dict[str, int]:
+        """written, failed, spooled, dropped, groups."""
+        return {name: getattr(self, name) for name in ("written", "failed", "spooled", "dropped", "groups")}
+
+    def notify(self) -> None:
+        """Say that there is something to drain. Costs a flag test except for the first call after a group."""
+        # The writer clears the flag before it drains, so rows recorded before a notify that found it set are drained.
+        if not self._notified:
+            self._notified = True
+            self._wake.set()
+
+    def step(self) -> int:
+        """Drain and write one group, unless a failed one waits to be tried again; rows written. Never raises for the store."""
+        with self._turn(None):
+            before = self.written
+            error = self._advance(force=False)
+            written = self.written - before
+        self._report(error)
+        return written
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when everything recorded before the call is durable.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for a group that another thread is writing.
+
+        Raises
+        ------
+        SonaStoreError
+            The write failed (the rows stay spooled), rows were dropped since the last flush, or the time ran out.
+        SonaClosedError
+            The writer is closed.
+        """
+        with self._turn(timeout):
+            error = self._advance(force=True)
+            error = error or self._drain_error
+            lost, self._lost, self._drain_error = self._lost, 0, None
+        if error is not None:
+            raise SonaStoreError(f"flush failed, {self.spooled} rows wait to be written: {error}") from error
+        if lost:
+            raise SonaStoreError(f"flush wrote what was left, but {lost} rows were dropped since the last flush")
+
+    def close(self, timeout: float | None = EXIT_TIMEOUT) -> None:
+        """Write what is left and end the thread; a second call does nothing.
+
+        Raises
+        ------
+        SonaStoreError
+            The last rows could not be written within `timeout` seconds; they are counted as dropped.
+        """
+        if self.closed:
+            return
+        self._stopping.set()
+        self._wake.set()
+        give_up = math.inf if timeout is None else time.monotonic() + timeout
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        error: Exception | None
+        try:
+            with self._turn(None if timeout is None else max(give_up - time.monotonic(), 0.0)):
+                error = self._advance(force=True)
+        except SonaClosedError:  # another thread closed it meanwhile
+            return
+        except _Reentered:  # the group under way goes on; closing now would give its rows up
+            raise
+        except SonaStoreError as exc:
+            error = exc
+        self._closed_because = "is closed"
+        _open.discard(self)
+        left = self.spooled
+        self.dropped += left
+        if error is not None:
+            raise SonaStoreError(f"closed with {left} rows unwritten: {error}") from error
+
+    # -- one group -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _turn(self, timeout: float | None) -> Iterator[None]:
+        if timeout is not None and not 0 <= timeout:
+            raise SonaValueError(f"expected timeout to be None or at least 0, got {timeout!r}")
+        if not self._flight.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+            raise SonaStoreError(f"another thread was still writing a group after {timeout} s")
+        try:
+            if self._in_flight:
+                raise _Reentered("called while the same thread writes a group (from a signal handler or from drain)")
+            if self._closed_because is not None:
+                raise SonaClosedError(f"the writer {self._closed_because}")
+            self._in_flight = True
+            try:
+                yield
+            finally:
+                self._in_flight = False
+        finally:
+            self._flight.release()
+
+    def _advance(self, *, force: bool) -> Exception | None:
+        error: Exception | None = None
+        self._notified = False
+        try:
+            self._spool.extend(*self._drain())
+        except Exception as exc:
+            self.failed += 1
+            self._drain_error = error = exc
+        if force or self._clock() >= self._retry_at:
+            error = self._write() or error
+        lost = self._spool.trim()
+        self.dropped += lost
+        self._lost += lost
+        if lost and error is None:
+            error = SonaStoreError(f"the spool is full, {lost} rows were dropped")
+        return error
+
+    def _write(self) -> Exception | None:
+        while len(self._spool):
+            group = self._spool.head(self._group_rows)
+            rows = sum(map(len, group))
+            try:
+                self._store.append(*group)
+            except (TypeError, ValueError) as exc:  # the store will never take these rows
+                self.failed += 1
+                self._spool.remove(group)
+                self.dropped += rows
+                self._lost += rows
+                return exc
+            except Exception as exc:
+                self.failed += 1
+                self._failures += 1
+                self._retry_at = self._clock() + min(self._backoff[0] * 2.0 ** min(self._failures - 1, 60), self._backoff[1])
+                return exc
+            self._spool.remove(group)
+            self._failures, self._retry_at = 0, -math.inf
+            self.groups += 1
+            self.written += rows
+        return None
+
+    def _report(self, error: Exception | None) -> None:
+        if error is None:
+            return
+        if self._on_error is None:
+            if self._clock() >= self._quiet_until:
+                self._quiet_until = self._clock() + self._backoff[1]
+                log.warning("a group was not written, %d rows wait, %d were dropped: %s", self.spooled, self.dropped, error)
+            return
+        try:
+            self._on_error(error)
+        except Exception:
+            if not self._on_error_raised:
+                self._on_error_raised = True
+                log.exception("on_error raised; said once")
+
+    # -- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            # Rows that wait for a retry need a wake-up of their own; without any the thread sleeps until notified.
+            self._wake.wait(max(self._retry_at - self._clock(), 0.0) if self.spooled else None)
+            if self._stopping.is_set():
+                return
+            self._wake.clear()
+            try:
+                self.step()
+            except SonaClosedError:
+                return
+            if self._stopping.wait(self._interval):
+                return
+
+    def _disown(self) -> None:
+        """Runs in a forked child, where the thread does not exist and any lock may be held for ever."""
+        self._closed_because = "belongs to the parent of this forked process"
+        self._thread = None
+        self._flight = threading.RLock()
+        self._in_flight = False
+        self._notified = True  # notify does nothing from now on
+        self._spool.clear()
+
+
+class _Spool:
+    """Rows that are drained and not yet durable, oldest first, bounded when `trim` is called."""
+
+    def __init__(self, most_rows: int, most_bytes: int) -> None:
+        self._most_rows = most_rows
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._decisions: deque[DecisionRow] = deque()
+        self._feedback: deque[FeedbackRow] = deque()
+        self._trajectories: deque[TrajectoryRow] = deque()
+
+    def __len__(self) -> int:
+        return len(self._decisions) + len(self._feedback) + len(self._trajectories)
+
+    def extend(self, decisions: Iterable[DecisionRow], feedback: Iterable[FeedbackRow], trajectories: Iterable[TrajectoryRow]) -> None:
+        # Whatever an iterable may raise, it raises before anything is kept.
+        listed = list(decisions), list(feedback), list(trajectories)
+        self._bytes += sum(row.nbytes for rows in listed for row in rows)
+        self._decisions.extend(listed[0])
+        self._feedback.extend(listed[1])
+        self._trajectories.extend(listed[2])
+
+    def head(self, most: int) -> tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]:
+        """The next `most` rows; feedback only once no decision is left before it."""
+        decisions = list(itertools.islice(self._decisions, most))
+        trajectories = list(itertools.islice(self._trajectories, most - len(decisions)))
+        feedback = list(itertools.islice(self._feedback, most - len(decisions) - len(trajectories)))
+        return decisions, feedback, trajectories
+
+    def remove(self, group: tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]) -> None:
+        """Remove what `head` returned."""
+        queues: tuple[deque[DecisionRow] | deque[FeedbackRow] | deque[TrajectoryRow], ...]
+        queues = (self._decisions, self._feedback, self._trajectories)
+        for queue, rows in zip(queues, group, strict=True):
+            for _ in rows:
+                self._bytes -= queue.popleft().nbytes
+
+    def trim(self) -> int:
+        """Drop rows down to the bounds: oldest decisions, then trajectories, then feedback; rows dropped."""
+        before = len(self)
+        queue: deque[DecisionRow] | deque[FeedbackRow] | deque[TrajectoryRow]
+        for queue in (self._decisions, self._trajectories, self._feedback):
+            while queue and (len(self) > self._most_rows or self._bytes > self._most_bytes):
+                self._bytes -= queue.popleft().nbytes
+        return before - len(self)
+
+    def clear(self) -> None:
+        self._decisions.clear()
+        self._feedback.clear()
+        self._trajectories.clear()
+        self._bytes = 0
+
+
+def _disown_all() -> None:
+    for writer in list(_open):
+        writer._disown()
+    _open.clear()
+
+
+def _close_all() -> None:
+    """At exit: a last group for every writer that was not closed."""
+    for writer in list(_open):
+        try:
+            writer.close(EXIT_TIMEOUT)
+        except Exception as exc:
+            log.warning("at exit: %s", exc)
+
+
+os.register_at_fork(after_in_child=_disown_all)
+atexit.register(_close_all)
