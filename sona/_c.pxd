@@ -258,6 +258,7 @@ cdef extern from "sona/ring.h" nogil:
         int own_producer
 
     sona_status sona_ring_create(const sona_ring_options *options, sona_ring **out)
+    sona_status sona_ring_create_fixed(const sona_ring_options *options, size_t record, sona_ring **out)
     void sona_ring_destroy(sona_ring *ring)
     sona_status sona_ring_reserve(sona_ring *ring, size_t size, void **record)
     sona_status sona_ring_commit(sona_ring *ring, size_t size)

@@ -67,7 +67,9 @@ class SonaConfig:
         if self.micro_lora_rank not in (1, 2):
             raise SonaValueError(f"micro_lora_rank: expected 1 or 2, got {self.micro_lora_rank!r}")
         if self.base_lora_rank_max < self.base_lora_rank:
-            raise SonaValueError(f"base_lora_rank_max: expected at least base_lora_rank={self.base_lora_rank}, got {self.base_lora_rank_max}")
+            raise SonaValueError(
+                f"base_lora_rank_max: expected at least base_lora_rank={self.base_lora_rank}, got {self.base_lora_rank_max}"
+            )
         if not 0 <= self.max_discard < 1:
             raise SonaValueError(f"max_discard: expected a number in [0, 1), got {self.max_discard!r}")
         if not 0 < self.p0 < math.inf:

@@ -12,7 +12,7 @@ from typing import Any
 from sona import isas
 from sona.errors import SonaCorruptError, SonaStoreError
 from sona.simulate import cpu_name, machine
-from sona.store.sqlite import SqliteStore
+from sona.store import SqliteStore
 
 REQUIRED = ("numpy", "scipy", "scikit-learn", "networkx", "safetensors")
 OPTIONAL = {"matplotlib": "plot"}  # package -> extra

@@ -190,7 +190,7 @@ def _check_support(target: FloatArray, propensity: FloatArray) -> None:
     if certain.mean() > MAX_UNSUPPORTED:
         raise SonaValueError(
             f"in {int(certain.sum())} of {len(target)} rows the log chose with certainty an arm that the policy would not pick: "
-            "nothing is known about the arms that it would"
+            "nothing is known about the arms that it would pick"
         )
 
 

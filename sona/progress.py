@@ -6,7 +6,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from types import TracebackType
+from typing import Self, TextIO
 
 REDRAW_S = 0.1
 LINE_S = 5.0
@@ -14,7 +15,8 @@ BAR = 28
 
 
 class Progress:
-    """Counts to ``total``; call :meth:`update` as often as you like, it writes at most ten times a second.
+    """Counts to ``total``; call :meth:`update` as often as you like, it writes at most ten times a second. A context manager: leaving it
+    leaves the terminal on a fresh line.
 
     Parameters
     ----------
@@ -34,24 +36,22 @@ class Progress:
         self._next = clock() + (0.0 if self._terminal else LINE_S)
         self._drawn = False
 
-    def due(self) -> bool:
-        """Whether :meth:`update` would write now: lets the caller skip building a note that nobody sees."""
-        return self._clock() >= self._next
+    def __enter__(self) -> Self:
+        return self
 
-    def update(self, done: int, note: str = "") -> None:
-        if not self.due():
-            return
-        self._next = self._clock() + (REDRAW_S if self._terminal else LINE_S)
-        self._write(done, note)
-
-    def close(self, done: int, note: str = "") -> None:
-        """Draw the last state and leave the terminal on a fresh line; silent elsewhere, where the result follows anyway."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._terminal and self._drawn:
-            self._write(done, note)
             self._stream.write("\n")
             self._stream.flush()
 
-    def _write(self, done: int, note: str) -> None:
+    def due(self, done: int) -> bool:
+        """Whether :meth:`update` would write now: lets the caller skip building a note that nobody sees."""
+        return self._clock() >= self._next or (self._terminal and done >= self._total)
+
+    def update(self, done: int, note: str = "") -> None:
+        if not self.due(done):
+            return
+        self._next = self._clock() + (REDRAW_S if self._terminal else LINE_S)
         share = min(done / self._total, 1.0)
         if self._terminal:
             filled = round(share * BAR)
@@ -59,6 +59,6 @@ class Progress:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r" + text[:width].ljust(width))
         else:
-            self._stream.write(f"{done}/{self._total} ({share:.0%})  {note}\n")
+            self._stream.write(f"{done}/{self._total} ({share:.0%})  {note}".rstrip() + "\n")
         self._stream.flush()
         self._drawn = True

@@ -1,6 +1,5 @@
 """Router: arms, decisions, feedback."""
 
-import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -227,7 +226,9 @@ class Router:
             self._journal.notify()
         return decisions
 
-    def predict(self, x: Any, *, model: Literal["current", "frozen"] = "current", candidates: Sequence[Arm] | None = None) -> npt.NDArray[np.int64]:
+    def predict(
+        self, x: Any, *, model: Literal["current", "frozen"] = "current", candidates: Sequence[Arm] | None = None
+    ) -> npt.NDArray[np.int64]:
         """Row number of the first choice per row of x (n, dim), shape (n,): nothing is explored, recorded or learned."""
         self._check_open()
         rows: npt.NDArray[np.int64] = self._policy.predict(x, model, candidates)

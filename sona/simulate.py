@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sona.router import Router
 
 FIRST, LAST = 500, 1000  # rounds that the accuracies are taken over
+CPUINFO = "/proc/cpuinfo"
 CURVE_STEP = 50  # rounds between the points of a curve
 
 
@@ -60,7 +61,7 @@ class Frozen:
         """Learns nothing."""
 
     def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        return np.argmax(x @ self._arms.T, axis=1)
+        return np.asarray(np.argmax(x @ self._arms.T, axis=1), np.int64)
 
 
 class Adapted:
@@ -221,7 +222,7 @@ def machine() -> dict[str, Any]:
 
 def cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        with open(CPUINFO, encoding="utf-8") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []

@@ -233,6 +233,8 @@ sona_status sona_adapter_append(sona_adapter *a, float coef, const float *up, co
   size_t base = base_of(own_counts(b)), total = total_of(own_counts(b));
   float *to_up = b->up + total * a->ld;
   for (size_t i = 0; i < a->dim; i++) to_up[i] = coef / a->scale * up[i];
+  /* the row does not count yet, so nothing has changed */
+  if (!isfinite(a->kernels->dot(to_up, to_up, a->dim)) || !isfinite(a->kernels->dot(down, down, a->dim))) return SONA_ENONFINITE;
   memcpy(b->down + total * a->ld, down, a->dim * sizeof *down);
   b->offset[total] = offset;
   if (total - base >= a->micro) base = total; /* the micro tier is full: it becomes base */

@@ -6,7 +6,7 @@
 /* Measured on held-out streams: see docs/learning.md. */
 static const double MEMORY = 0.99; /* of R and Q: about 100 own choices */
 static const double OPTIMISM = 3;  /* R = Q at the start: c stays near 1 until failures outweigh it */
-static const float CURVATURE_FLOOR = 0.03f;
+static const float CURVATURE_FLOOR = 0.01f;
 static const float ODDS_FLOOR = 0.01f; /* 1 - p */
 static const float MEAN_MOMENTUM = 0.02f;
 static const float VARIANCE_FLOOR = 1e-3f; /* of p0 |x'|^2: below it P stops shrinking, or a long-lived learner would freeze */

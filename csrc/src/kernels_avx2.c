@@ -8,6 +8,8 @@ SONA_TARGET_BEGIN("avx2,fma")
 
 typedef __m256 vf;
 #define VF_WIDTH 8
+#define VF_TABLE sona_kernels_avx2
+#define VF_ISA "avx2"
 
 static inline vf vf_zero(void) { return _mm256_setzero_ps(); }
 static inline vf vf_set1(float s) { return _mm256_set1_ps(s); }
@@ -38,22 +40,6 @@ static inline vf vf_sum(vf v) {
 }
 
 #include "kernels_body.h"
-
-const sona_kernels sona_kernels_avx2 = {
-    .isa = "avx2",
-    .dot = dot,
-    .axpy = axpy,
-    .gemv = gemv,
-    .gemv_t = gemv_t,
-    .ger = ger,
-    .lora_forward = lora_forward,
-    .lora_forward_batch = lora_forward_batch,
-    .lora_gradient = lora_gradient,
-    .fisher_update = fisher_update,
-    .ewc_pull = ewc_pull,
-    .ewc_scale = ewc_scale,
-    .top_k = top_k,
-};
 
 SONA_TARGET_END
 #endif

@@ -1,4 +1,5 @@
 /* The vector kernels, written once.  kernels_<isa>.c defines the primitives below and includes this file inside its target region:
+ *   VF_TABLE, VF_ISA                 the sona_kernels that this file defines, and its name
  *   vf, VF_WIDTH                     a vector of VF_WIDTH floats
  *   vf_zero() vf_set1(s)             all lanes
  *   vf_load(p) vf_store(p, v)        VF_WIDTH floats, any alignment
@@ -18,7 +19,7 @@
 
 #define BLOCK ((size_t)4 * VF_WIDTH)
 #define CACHED ((size_t)1 << 18) /* floats: 1 MiB */
-#define RANKS 32 /* how many inner products lora_forward holds before it writes y; the promise about y == x */
+#define RANKS 32                 /* how many inner products lora_forward holds before it writes y; the promise about y == x */
 
 /* k is VF_WIDTH, known to the compiler, everywhere but in the tail. */
 static inline vf load(const float *p, size_t k) { return k < VF_WIDTH ? vf_load_part(p, k) : vf_load(p); }
@@ -31,7 +32,7 @@ static inline void store(float *p, vf v, size_t k) {
   }
 }
 
-/* STEP(i, k) handles elements i .. i + k - 1.  Unrolled by hand: compilers at -O3 do not, and it is worth up to a third. */
+/* STEP(i, k) handles elements i .. i + k - 1.  Unrolled by hand: compilers at -O3 do not, and it is worth up to a quarter. */
 #define SWEEP(n, STEP)                           \
   do {                                           \
     size_t i = 0;                                \
@@ -44,7 +45,7 @@ static inline void store(float *p, vf v, size_t k) {
     for (; i + VF_WIDTH <= (n); i += VF_WIDTH) { \
       STEP(i, VF_WIDTH);                         \
     }                                            \
-    if (i < (n)) STEP(i, (n)-i);                 \
+    if (i < (n)) STEP(i, (n) - i);               \
   } while (0)
 
 /* ---- inner products ---- */
@@ -133,11 +134,11 @@ static void ger(float alpha, const float *x, const float *y, float *m, size_t ld
 
 static void fisher_update(float *f, const float *g, float decay, size_t n) {
   const vf d = vf_set1(decay);
-#define STEP(i, k)                                                       \
-  do {                                                                   \
-    vf f_i = load(f + (i), k), g_i = load(g + (i), k);                   \
-    f_i = vf_add(f_i, vf_mul(d, vf_sub(vf_mul(g_i, g_i), f_i)));         \
-    store(f + (i), f_i, k);                                              \
+#define STEP(i, k)                                               \
+  do {                                                           \
+    vf f_i = load(f + (i), k), g_i = load(g + (i), k);           \
+    f_i = vf_add(f_i, vf_mul(d, vf_sub(vf_mul(g_i, g_i), f_i))); \
+    store(f + (i), f_i, k);                                      \
   } while (0)
   SWEEP(n, STEP);
 #undef STEP
@@ -145,11 +146,11 @@ static void fisher_update(float *f, const float *g, float decay, size_t n) {
 
 static void ewc_pull(float *g, const float *f, const float *w, const float *anchor, float lambda, size_t n) {
   const vf l = vf_set1(lambda);
-#define STEP(i, k)                                                       \
-  do {                                                                   \
-    vf away = vf_sub(load(w + (i), k), load(anchor + (i), k));           \
-    vf pull = vf_mul(vf_mul(l, load(f + (i), k)), away);                 \
-    store(g + (i), vf_sub(load(g + (i), k), pull), k);                   \
+#define STEP(i, k)                                             \
+  do {                                                         \
+    vf away = vf_sub(load(w + (i), k), load(anchor + (i), k)); \
+    vf pull = vf_mul(vf_mul(l, load(f + (i), k)), away);       \
+    store(g + (i), vf_sub(load(g + (i), k), pull), k);         \
   } while (0)
   SWEEP(n, STEP);
 #undef STEP
@@ -179,10 +180,10 @@ static inline void add_2(vf c, vf d, const float *a, const float *b, float *y, s
 static inline void add_4(const float *coef, const float *a, size_t lda, float *y, size_t n) {
   const vf c0 = vf_set1(coef[0]), c1 = vf_set1(coef[1]), c2 = vf_set1(coef[2]), c3 = vf_set1(coef[3]);
   const float *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda;
-#define STEP(i, k)                                                                                           \
-  do {                                                                                                       \
-    vf s = vf_fma(c1, load(a1 + (i), k), vf_fma(c0, load(a + (i), k), load(y + (i), k)));                    \
-    store(y + (i), vf_fma(c3, load(a3 + (i), k), vf_fma(c2, load(a2 + (i), k), s)), k);                      \
+#define STEP(i, k)                                                                        \
+  do {                                                                                    \
+    vf s = vf_fma(c1, load(a1 + (i), k), vf_fma(c0, load(a + (i), k), load(y + (i), k))); \
+    store(y + (i), vf_fma(c3, load(a3 + (i), k), vf_fma(c2, load(a2 + (i), k), s)), k);   \
   } while (0)
   SWEEP(n, STEP);
 #undef STEP
@@ -202,17 +203,7 @@ static inline vf coefficient(const sona_lora *w, size_t r, vf sum) {
   return vf_mul(sum, vf_set1(w->scale));
 }
 
-/* Ranks 1 and 2 are the request path.  `dim` is a multiple of BLOCK where the caller says so, and the tails vanish. */
-static inline void lora_1(const sona_lora *w, const float *x, float *y, size_t dim) {
-  add_1(coefficient(w, 0, dot_1(w->down, x, dim)), w->up, y, dim);
-}
-
-static inline void lora_2(const sona_lora *w, const float *x, float *y, size_t dim) {
-  vf s, t;
-  dot_2(w->down, w->down + w->ld, x, dim, &s, &t);
-  add_2(coefficient(w, 0, s), coefficient(w, 1, t), w->up, w->up + w->ld, y, dim);
-}
-
+/* Not inlined, because ranks 1 and 2 would then pay for its stack frame. */
 __attribute__((noinline)) static void lora_many(const sona_lora *w, const float *x, float *y) {
   float coef[RANKS];
   for (size_t from = 0; from < w->rank; from += RANKS) {
@@ -223,11 +214,15 @@ __attribute__((noinline)) static void lora_many(const sona_lora *w, const float 
   }
 }
 
+/* Two sweeps: the request path is bound by its loads and stores, and this makes each of them once. */
 static void lora_forward(const sona_lora *w, const float *x, float *y) {
+  const size_t n = w->dim, ld = w->ld;
   if (w->rank == 1) {
-    lora_1(w, x, y, w->dim);
+    add_1(coefficient(w, 0, dot_1(w->down, x, n)), w->up, y, n);
   } else if (w->rank == 2) {
-    lora_2(w, x, y, w->dim);
+    vf s, t;
+    dot_2(w->down, w->down + ld, x, n, &s, &t);
+    add_2(coefficient(w, 0, s), coefficient(w, 1, t), w->up, w->up + ld, y, n);
   } else {
     lora_many(w, x, y);
   }
@@ -296,7 +291,9 @@ static inline void dot_4x2(const float *const x[4], const float *a, const float 
     add_products(a_i, b_i, x2 + (i), k, &s2, &t2);     \
     add_products(a_i, b_i, x3 + (i), k, &s3, &t3);     \
   } while (0)
-  SWEEP(n, STEP);
+  size_t i = 0; /* not SWEEP: unrolling costs a few percent here */
+  for (; i + VF_WIDTH <= n; i += VF_WIDTH) STEP(i, VF_WIDTH);
+  if (i < n) STEP(i, n - i);
 #undef STEP
   sum_a[0] = vf_sum(s0), sum_a[1] = vf_sum(s1), sum_a[2] = vf_sum(s2), sum_a[3] = vf_sum(s3);
   sum_b[0] = vf_sum(t0), sum_b[1] = vf_sum(t1), sum_b[2] = vf_sum(t2), sum_b[3] = vf_sum(t3);
@@ -306,14 +303,14 @@ static inline void dot_4x2(const float *const x[4], const float *a, const float 
 static inline void add_4x1(const float c[4], const float *a, float *y, size_t ldy, size_t n) {
   const vf c0 = vf_set1(c[0]), c1 = vf_set1(c[1]), c2 = vf_set1(c[2]), c3 = vf_set1(c[3]);
   float *y1 = y + ldy, *y2 = y1 + ldy, *y3 = y2 + ldy;
-#define STEP(i, k)                                                 \
-  do {                                                             \
-    vf a_i = load(a + (i), k);                                     \
-    VF_KEEP(a_i);                                                  \
-    store(y + (i), vf_fma(c0, a_i, load(y + (i), k)), k);          \
-    store(y1 + (i), vf_fma(c1, a_i, load(y1 + (i), k)), k);        \
-    store(y2 + (i), vf_fma(c2, a_i, load(y2 + (i), k)), k);        \
-    store(y3 + (i), vf_fma(c3, a_i, load(y3 + (i), k)), k);        \
+#define STEP(i, k)                                          \
+  do {                                                      \
+    vf a_i = load(a + (i), k);                              \
+    VF_KEEP(a_i);                                           \
+    store(y + (i), vf_fma(c0, a_i, load(y + (i), k)), k);   \
+    store(y1 + (i), vf_fma(c1, a_i, load(y1 + (i), k)), k); \
+    store(y2 + (i), vf_fma(c2, a_i, load(y2 + (i), k)), k); \
+    store(y3 + (i), vf_fma(c3, a_i, load(y3 + (i), k)), k); \
   } while (0)
   SWEEP(n, STEP);
 #undef STEP
@@ -324,15 +321,15 @@ static inline void add_4x2(const float c[4], const float d[4], const float *a, c
   const vf c0 = vf_set1(c[0]), c1 = vf_set1(c[1]), c2 = vf_set1(c[2]), c3 = vf_set1(c[3]);
   const vf d0 = vf_set1(d[0]), d1 = vf_set1(d[1]), d2 = vf_set1(d[2]), d3 = vf_set1(d[3]);
   float *y1 = y + ldy, *y2 = y1 + ldy, *y3 = y2 + ldy;
-#define STEP(i, k)                                                                  \
-  do {                                                                              \
-    vf a_i = load(a + (i), k), b_i = load(b + (i), k);                              \
-    VF_KEEP(a_i);                                                                   \
-    VF_KEEP(b_i);                                                                   \
-    store(y + (i), vf_fma(d0, b_i, vf_fma(c0, a_i, load(y + (i), k))), k);          \
-    store(y1 + (i), vf_fma(d1, b_i, vf_fma(c1, a_i, load(y1 + (i), k))), k);        \
-    store(y2 + (i), vf_fma(d2, b_i, vf_fma(c2, a_i, load(y2 + (i), k))), k);        \
-    store(y3 + (i), vf_fma(d3, b_i, vf_fma(c3, a_i, load(y3 + (i), k))), k);        \
+#define STEP(i, k)                                                           \
+  do {                                                                       \
+    vf a_i = load(a + (i), k), b_i = load(b + (i), k);                       \
+    VF_KEEP(a_i);                                                            \
+    VF_KEEP(b_i);                                                            \
+    store(y + (i), vf_fma(d0, b_i, vf_fma(c0, a_i, load(y + (i), k))), k);   \
+    store(y1 + (i), vf_fma(d1, b_i, vf_fma(c1, a_i, load(y1 + (i), k))), k); \
+    store(y2 + (i), vf_fma(d2, b_i, vf_fma(c2, a_i, load(y2 + (i), k))), k); \
+    store(y3 + (i), vf_fma(d3, b_i, vf_fma(c3, a_i, load(y3 + (i), k))), k); \
   } while (0)
   SWEEP(n, STEP);
 #undef STEP
@@ -413,14 +410,21 @@ static void sift_up(float *score, size_t *index, size_t at, float s, size_t row)
   index[at] = row;
 }
 
+static inline int any_above(const float *s, size_t n, float bar) {
+  int any = 0;
+  for (size_t i = 0; i < n; i++) any |= s[i] > bar;
+  return any;
+}
+
 static size_t top_k(const float *a, size_t lda, const float *x, size_t rows, size_t n, size_t k, size_t *index, float *score) {
-  float some[64];
+  enum { SOME = 256 };
+  float some[SOME];
   const int in_pairs = pairs_pay(rows, n);
   size_t found = 0;
-  if (k == 0) return 0;
-  for (size_t from = 0; from < rows; from += 64) {
-    size_t count = rows - from < 64 ? rows - from : 64;
+  for (size_t from = 0; k > 0 && from < rows; from += SOME) {
+    const size_t count = rows - from < SOME ? rows - from : SOME;
     scores(a + from * lda, lda, x, some, count, n, in_pairs);
+    if (found == k && !any_above(some, count, score[0])) continue; /* most of a long scan */
     for (size_t i = 0; i < count; i++) {
       if (isnan(some[i])) continue;
       if (found < k) {
@@ -441,6 +445,18 @@ static size_t top_k(const float *a, size_t lda, const float *x, size_t rows, siz
   return found;
 }
 
-#undef SWEEP
-#undef RANKS
-#undef BLOCK
+const sona_kernels VF_TABLE = {
+    .isa = VF_ISA,
+    .dot = dot,
+    .axpy = axpy,
+    .gemv = gemv,
+    .gemv_t = gemv_t,
+    .ger = ger,
+    .lora_forward = lora_forward,
+    .lora_forward_batch = lora_forward_batch,
+    .lora_gradient = lora_gradient,
+    .fisher_update = fisher_update,
+    .ewc_pull = ewc_pull,
+    .ewc_scale = ewc_scale,
+    .top_k = top_k,
+};

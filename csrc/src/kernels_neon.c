@@ -6,6 +6,8 @@
 
 typedef float32x4_t vf;
 #define VF_WIDTH 4
+#define VF_TABLE sona_kernels_neon
+#define VF_ISA "neon"
 
 static inline vf vf_zero(void) { return vdupq_n_f32(0.0f); }
 static inline vf vf_set1(float s) { return vdupq_n_f32(s); }
@@ -38,21 +40,5 @@ static inline void vf_store_part(float *p, vf v, size_t k) {
 static inline vf vf_sum(vf v) { return vdupq_n_f32(vaddvq_f32(v)); }
 
 #include "kernels_body.h"
-
-const sona_kernels sona_kernels_neon = {
-    .isa = "neon",
-    .dot = dot,
-    .axpy = axpy,
-    .gemv = gemv,
-    .gemv_t = gemv_t,
-    .ger = ger,
-    .lora_forward = lora_forward,
-    .lora_forward_batch = lora_forward_batch,
-    .lora_gradient = lora_gradient,
-    .fisher_update = fisher_update,
-    .ewc_pull = ewc_pull,
-    .ewc_scale = ewc_scale,
-    .top_k = top_k,
-};
 
 #endif

@@ -132,7 +132,7 @@ sona_status sona_policy_create(const sona_policy_options *options, sona_adapter 
   p->adapter = adapter;
   p->instant = instant;
   p->ld = padded(o.dim);
-  sona_guard_init(&p->guard, 5);
+  sona_guard_init(&p->guard, 2);
   sona_random_seed(&p->random, o.seed);
   p->direction = sona_calloc(3 * p->ld, sizeof(float));
   if (!p->direction || reserve_arms(p, 16)) {

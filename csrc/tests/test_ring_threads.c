@@ -10,12 +10,13 @@ enum { RECORDS = 100000, WORDS = 24 };
 
 typedef struct run {
   sona_ring *ring;
-  int copy; /* push and pop instead of the calls without a copy */
+  int copy;        /* push and pop instead of the calls without a copy */
+  size_t one_size; /* words of every record; 0: any */
   atomic_int done;
 } run;
 
-/* Record i holds (i % WORDS) + 1 words: i, i + 1, i + 2, ... */
-static size_t words_of(uint64_t i) { return (size_t)(i % WORDS) + 1; }
+/* Record i holds one_size or else (i % WORDS) + 1 words: i, i + 1, i + 2, ... */
+static size_t words_of(const run *r, uint64_t i) { return r->one_size ? r->one_size : (size_t)(i % WORDS) + 1; }
 
 static void *produce(void *argument) {
   run *r = argument;
@@ -23,10 +24,10 @@ static void *produce(void *argument) {
   for (uint64_t i = 0; i < RECORDS;) {
     uint64_t words[WORDS];
     void *record = words;
-    size_t size = words_of(i) * sizeof *words;
+    size_t size = words_of(r, i) * sizeof *words;
     sona_status status = r->copy ? SONA_OK : sona_ring_reserve(r->ring, size, &record);
     if (status == SONA_OK) {
-      for (size_t w = 0; w < words_of(i); w++) ((uint64_t *)record)[w] = i + w;
+      for (size_t w = 0; w < words_of(r, i); w++) ((uint64_t *)record)[w] = i + w;
       status = r->copy ? sona_ring_push(r->ring, words, size) : sona_ring_commit(r->ring, size);
     }
     if (status == SONA_OK) {
@@ -56,8 +57,8 @@ static void *consume(void *argument) {
       sched_yield();
       continue;
     }
-    CHECK_EQ(size, words_of(i) * sizeof *words);
-    for (size_t w = 0; w < words_of(i); w++) CHECK_EQ(record[w], i + w);
+    CHECK_EQ(size, words_of(r, i) * sizeof *words);
+    for (size_t w = 0; w < words_of(r, i); w++) CHECK_EQ(record[w], i + w);
     if (!r->copy) sona_ring_release(r->ring);
     i++;
   }
@@ -75,10 +76,10 @@ static void *watch(void *argument) {
   return NULL;
 }
 
-static void records_arrive_once_and_in_order(int copy, size_t max_records, size_t first) {
+static void records_arrive_once_and_in_order(int copy, size_t one_size, size_t max_records, size_t first) {
   sona_ring_options options = {.capacity = 1024, .max_records = max_records, .first = first, .own_producer = 1};
-  run r = {.copy = copy};
-  CHECK_EQ(sona_ring_create(&options, &r.ring), SONA_OK);
+  run r = {.copy = copy, .one_size = one_size};
+  CHECK_EQ(one_size ? sona_ring_create_fixed(&options, one_size * 8, &r.ring) : sona_ring_create(&options, &r.ring), SONA_OK);
   pthread_t producer, consumer, watcher;
   pthread_create(&watcher, NULL, watch, &r);
   pthread_create(&producer, NULL, produce, &r);
@@ -116,9 +117,11 @@ static void a_second_producer(int own_producer, sona_status want) {
 }
 
 int main(void) {
-  records_arrive_once_and_in_order(0, 0, 0);
-  records_arrive_once_and_in_order(1, 0, (size_t)0 - 1024 * 1024);
-  records_arrive_once_and_in_order(0, 3, (size_t)0 - 1024);
+  records_arrive_once_and_in_order(0, 0, 0, 0);
+  records_arrive_once_and_in_order(1, 0, 0, (size_t)0 - 1024 * 1024);
+  records_arrive_once_and_in_order(0, 0, 3, (size_t)0 - 1024);
+  records_arrive_once_and_in_order(0, 1, 0, 0);
+  records_arrive_once_and_in_order(1, 5, 0, (size_t)0 - 1024 * 1024); /* slots that do not divide the ring */
   a_second_producer(1, SONA_EINVAL);
   a_second_producer(0, SONA_OK); /* handed over by the join, so allowed */
   return check_done("ring_threads");

@@ -8,7 +8,7 @@ from sona._c cimport (
     SONA_BASE, SONA_BOTH, SONA_MICRO,
     sona_adapter_append, sona_adapter_assign, sona_adapter_create, sona_adapter_describe, sona_adapter_destroy, sona_adapter_fold,
     sona_adapter_forward, sona_adapter_forward_batch, sona_adapter_info, sona_adapter_options, sona_adapter_truncate, sona_adapter_view,
-    sona_calloc, sona_free, sona_lora, sona_reader, sona_reader_acquire, sona_reader_release, sona_reader_view, sona_tier,
+    sona_calloc, sona_free, sona_lora, sona_reader, sona_reader_acquire, sona_reader_release, sona_tier,
 )
 from sona._kernels cimport kernels_named
 from sona._status cimport check

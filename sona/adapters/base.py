@@ -31,7 +31,9 @@ class BaseLoRA:
     layers : tuple of Adapter
     """
 
-    def __init__(self, hidden_dim: int, rank: int = 8, num_layers: int = 12, *, rank_max: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self, hidden_dim: int, rank: int = 8, num_layers: int = 12, *, rank_max: int | None = None, isa: str | None = None
+    ) -> None:
         if num_layers < 1:
             raise SonaValueError(f"num_layers: expected at least 1, got {num_layers}")
         self.hidden_dim = hidden_dim

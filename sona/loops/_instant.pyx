@@ -27,8 +27,8 @@ FULL_UP_TO = 512
 
 
 cdef object step_dict(const sona_step *s):
-    return {"expected": s.expected, "confidence": s.confidence, "advantage": s.advantage, "curvature": s.curvature, "sigma": s.sigma, "gain": s.gain,
-            "surprise": s.surprise}
+    return {"expected": s.expected, "confidence": s.confidence, "advantage": s.advantage, "curvature": s.curvature, "sigma": s.sigma,
+            "gain": s.gain, "surprise": s.surprise}
 
 
 cdef class Instant:

@@ -9,10 +9,9 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from sona._arrays cimport sona_is_input
 from sona._c cimport *
-from sona._kernels cimport kernels_named
 from sona._status cimport check
 from sona.adapters._lora cimport Adapter, rows_of
-from sona.loops._instant cimport Instant, step_dict
+from sona.loops._instant cimport Instant
 
 import json
 
@@ -70,7 +69,7 @@ cdef class Guard:
     seed : int
     """
 
-    def __cinit__(self, double odds=5.0, double floor=0.005, double rate=0.4, double share=1e-4, seed=0):
+    def __cinit__(self, double odds=2.0, double floor=0.002, double rate=0.2, double share=1e-4, seed=0):
         if not (odds > 0 and 0 <= floor < 1 / 3 and rate >= 0 and 0 <= share <= 1):
             raise SonaValueError(f"guard: expected odds > 0, floor in [0, 1/3), rate >= 0 and share in [0, 1], got odds={odds}, "
                                  f"floor={floor}, rate={rate}, share={share}")
@@ -569,7 +568,8 @@ cdef class Policy:
         guard = np.asarray(arrays["guard"], dtype=np.float64)
         random = np.asarray(arrays["random"], dtype=np.uint64)
         requests = np.asarray(arrays["requests"], dtype=np.uint64)
-        if guard.shape != (7,) or not np.isfinite(guard).all() or guard[6] not in (2, 3) or random.shape != (4,) or not random.any() or requests.shape != (2,):
+        sound = guard.shape == (7,) and np.isfinite(guard).all() and guard[6] in (2, 3)
+        if not sound or random.shape != (4,) or not random.any() or requests.shape != (2,):
             raise SonaValueError("policy state: expected guard (7,), random (4,) and requests (2,), got something else")
         copies = []
         for which in range(2):

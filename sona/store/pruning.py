@@ -1,10 +1,11 @@
-"""What a store deletes, and in which order. Every function works inside the caller's transaction, on one namespace."""
+"""What a store deletes, and in which order. Works inside the caller's transaction, on one namespace."""
 
 import sqlite3
 from collections.abc import Iterable
 
 from sona.store.schema import payload_sql
 
+PAYLOAD = payload_sql()
 MIN_ROWS = 16  # rows deleted at least where a size is to be reached: pages free up only when all of their rows are gone
 
 
@@ -31,7 +32,7 @@ def drop_oldest(conn: sqlite3.Connection, ns: int, excess: int, limit: int) -> t
     Feedback of decisions that are kept stays.
     """
     rows = conn.execute(
-        f"SELECT id, time, {payload_sql('decisions')} FROM decisions WHERE ns = ? ORDER BY time, pos LIMIT ?", (ns, limit)
+        f"SELECT id, time, {PAYLOAD['decisions']} FROM decisions WHERE ns = ? ORDER BY time, pos LIMIT ?", (ns, limit)
     ).fetchall()
     if rows:
         chosen = _worth(rows, excess)
@@ -45,13 +46,11 @@ def drop_oldest(conn: sqlite3.Connection, ns: int, excess: int, limit: int) -> t
         trajectories += conn.execute("DELETE FROM trajectories WHERE ns = ? AND time < ?", (ns, cut)).rowcount
         return decisions, feedback, trajectories
     rows = conn.execute(
-        f"SELECT id, time, {payload_sql('trajectories')} FROM trajectories WHERE ns = ? ORDER BY time, pos LIMIT ?", (ns, limit)
+        f"SELECT id, time, {PAYLOAD['trajectories']} FROM trajectories WHERE ns = ? ORDER BY time, pos LIMIT ?", (ns, limit)
     ).fetchall()
     if rows:
         return delete_ids(conn, ns, (row[0] for row in _worth(rows, excess)))
-    rows = conn.execute(
-        f"SELECT seq, time, {payload_sql('feedback')} FROM feedback WHERE ns = ? ORDER BY seq LIMIT ?", (ns, limit)
-    ).fetchall()
+    rows = conn.execute(f"SELECT seq, time, {PAYLOAD['feedback']} FROM feedback WHERE ns = ? ORDER BY seq LIMIT ?", (ns, limit)).fetchall()
     if rows:
         return 0, conn.execute("DELETE FROM feedback WHERE ns = ? AND seq <= ?", (ns, _worth(rows, excess)[-1][0])).rowcount, 0
     return 0, 0, 0
@@ -92,8 +91,12 @@ def drop_arm_sets(conn: sqlite3.Connection, ns: int, before: float) -> int:
 
 
 def free_pages(conn: sqlite3.Connection, most: int) -> None:
-    """Give pages back to the file system (at most `most`) when more than a quarter of the file is unused; a tenth is kept for new rows."""
+    """Give pages back to the file system (at most `most`) when more than a quarter of the file is unused; a tenth is kept for new rows.
+
+    Not to be called inside a transaction.
+    """
     pages = conn.execute("PRAGMA page_count").fetchone()[0]
     unused = conn.execute("PRAGMA freelist_count").fetchone()[0]
     if unused > pages // 4:
-        conn.execute(f"PRAGMA incremental_vacuum({min(unused - pages // 10, most)})").fetchall()
+        # One step of this statement frees one page, and execute() makes one step because there are no rows to fetch.
+        conn.executescript(f"PRAGMA incremental_vacuum({min(unused - pages // 10, most)})")

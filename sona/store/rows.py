@@ -8,6 +8,11 @@ from sona.errors import SonaTypeError, SonaValueError
 Blob = bytes
 """``bytes``, for classes that have a method of that name."""
 
+# Columns of the tables that hold the rows, in the order of their fields.
+DECISION_COLUMNS = "id, time, x, arm, arm_set, candidates, propensity, proposals, source"
+FEEDBACK_COLUMNS = "id, reward, time, source"
+TRAJECTORY_COLUMNS = "id, time, payload, quality"
+
 MAX_ID = 2**63 - 1
 MAX_SOURCE = 255  # characters
 

@@ -11,27 +11,25 @@ APPLICATION_ID = 0x534F4E41  # "SONA"
 PAGE_BYTES = 4096
 WAL_PAGES = 1000  # at most about 4 MB of write-ahead log before it is copied back
 
-# (table, what one row adds to namespaces.bytes; {} stands for new. or old.)
-_COSTS = (
-    (
-        "decisions",
-        f"length({{0}}x) + coalesce(length({{0}}candidates), 0) + length({{0}}proposals) + coalesce(length({{0}}source), 0) + {DECISION_OVERHEAD}",
-    ),
-    ("feedback", f"coalesce(length({{0}}source), 0) + {FEEDBACK_OVERHEAD}"),
-    ("trajectories", f"length({{0}}payload) + {TRAJECTORY_OVERHEAD}"),
-    ("state", "length({0}blob) + 96"),
-    ("arms", "length({0}names) + length({0}vectors) + length({0}costs) + 96"),
-)
+# What one row of a table adds to namespaces.bytes; {0} stands for nothing, new. or old.
+_COSTS = {
+    "decisions": "length({0}x) + coalesce(length({0}candidates), 0) + length({0}proposals) + coalesce(length({0}source), 0)"
+    f" + {DECISION_OVERHEAD}",
+    "feedback": f"coalesce(length({{0}}source), 0) + {FEEDBACK_OVERHEAD}",
+    "trajectories": f"length({{0}}payload) + {TRAJECTORY_OVERHEAD}",
+    "state": "length({0}blob) + 96",
+    "arms": "length({0}names) + length({0}vectors) + length({0}costs) + 96",
+}
 
 
-def payload_sql(table: str) -> str:
-    """SQL for what a row of `table` adds to ``namespaces.bytes``."""
-    return dict(_COSTS)[table].format("")
+def payload_sql() -> dict[str, str]:
+    """{table: SQL for what one of its rows adds to ``namespaces.bytes``}."""
+    return {table: cost.format("") for table, cost in _COSTS.items()}
 
 
 def _triggers() -> tuple[str, ...]:
     made = []
-    for table, cost in _COSTS:
+    for table, cost in _COSTS.items():
         add = f"UPDATE namespaces SET bytes = bytes + ({cost.format('new.')}) WHERE ns = new.ns;"
         take = f"UPDATE namespaces SET bytes = bytes - ({cost.format('old.')}) WHERE ns = old.ns;"
         made.append(f"CREATE TRIGGER {table}_added AFTER INSERT ON {table} BEGIN {add} END")
@@ -95,10 +93,19 @@ def check_version(conn: sqlite3.Connection, path: str) -> int:
     SonaVersionError
         A schema newer than this sona knows.
     """
-    application: int = conn.execute("PRAGMA application_id").fetchone()[0]
-    version: int = conn.execute("PRAGMA user_version").fetchone()[0]
+    # One snapshot for the three reads: another process may be making the tables just now.
+    own = not conn.in_transaction
+    if own:
+        conn.execute("BEGIN")
+    try:
+        application: int = conn.execute("PRAGMA application_id").fetchone()[0]
+        version: int = conn.execute("PRAGMA user_version").fetchone()[0]
+        tables: int = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    finally:
+        if own:
+            conn.execute("ROLLBACK")
     if application != APPLICATION_ID:
-        if application or version or conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if application or version or tables:
             raise SonaCorruptError(
                 f"{path}: expected a sona store (application id {APPLICATION_ID:#x}), got another SQLite database ({application:#x})"
             )

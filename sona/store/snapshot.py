@@ -234,7 +234,8 @@ def _read_manifest(directory: int, where: str, name: str) -> dict[str, Any]:
         raise SonaCorruptError(f"{where}: {name} does not match its checksum")
     if version > FORMAT_VERSION:
         raise SonaVersionError(
-            f"{where}: expected snapshot format {FORMAT_VERSION} or older (sona {__version__}), got {version} (sona {manifest.get('library')})"
+            f"{where}: expected snapshot format {FORMAT_VERSION} or older (sona {__version__}), "
+            f"got {version} (sona {manifest.get('library')})"
         )
     return dict(manifest)
 

@@ -1,7 +1,5 @@
 """The store in one SQLite file: decisions, feedback, trajectories, arm sets and adapter state, by namespace."""
 
-import ctypes
-import hashlib
 import json
 import logging
 import math
@@ -9,29 +7,31 @@ import operator
 import os
 import re
 import sqlite3
-import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar
 
-from sona.errors import (
-    SonaClosedError,
-    SonaCorruptError,
-    SonaError,
-    SonaStoreError,
-    SonaTypeError,
-    SonaValueError,
-    SonaVersionError,
-    SonaWarning,
-)
-from sona.store import pruning, schema
+from sona.errors import SonaCorruptError, SonaError, SonaStoreError, SonaTypeError, SonaValueError, SonaWarning
+from sona.store import pruning
+from sona.store.checksums import arms_digest, state_digest
+from sona.store.connection import Connection
+from sona.store.integrity import findings
 from sona.store.lease import Lease
 from sona.store.mounts import network_filesystem
-from sona.store.rows import MAX_ID, Blob, DecisionRow, FeedbackRow, PruneReport, TrajectoryRow
+from sona.store.rows import (
+    DECISION_COLUMNS,
+    FEEDBACK_COLUMNS,
+    MAX_ID,
+    TRAJECTORY_COLUMNS,
+    Blob,
+    DecisionRow,
+    FeedbackRow,
+    PruneReport,
+    TrajectoryRow,
+)
 
 log = logging.getLogger("sona")
 
@@ -47,7 +47,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Row = TypeVar("Row", DecisionRow, FeedbackRow, TrajectoryRow)
 
-_DECISION = "id, time, x, arm, arm_set, candidates, propensity, proposals, source"
+# Without the hint SQLite walks all feedback of the namespace backwards.
+_LAST_REWARD = "SELECT reward FROM feedback INDEXED BY feedback_id WHERE ns = {} AND id = {} AND seq < {} ORDER BY seq DESC LIMIT 1"
+
 _open: "weakref.WeakSet[SqliteStore]" = weakref.WeakSet()
 
 
@@ -109,37 +111,29 @@ class SqliteStore:
             raise SonaValueError(f"expected retention_days to be None or positive and finite, got {retention_days!r}")
         if type(busy_timeout_ms) is not int or not 0 <= busy_timeout_ms < 2**31:
             raise SonaValueError(f"expected busy_timeout_ms to be an int from 0 to 2**31 - 1, got {busy_timeout_ms!r}")
-        self.path = _file_path(path)
         self.max_bytes = max_bytes
         self.retention_days = retention_days
-        self.busy_timeout_ms = busy_timeout_ms
         self.pruned_decisions = 0  # by this object, explicit and automatic
         self.prune_failures = 0  # automatic pruning that could not write; tried again at the next append
         self._clock = clock
         self._session: int | None = None
         self._next_retention = -math.inf
-        self._closed_because: str | None = None
-        self._lock = threading.RLock()
-        filesystem = network_filesystem(os.path.realpath(self.path))
+        self._db = Connection(path, busy_timeout_ms=busy_timeout_ms)
+        self.path = self._db.path
+        try:
+            self._ns = self._namespace_key()
+        except BaseException:
+            self._db.close()
+            raise
+        real = os.path.realpath(self.path)
+        self._lease = Lease(f"{real}.lease-{self.namespace}")  # two names of one file must share it
+        _open.add(self)
+        filesystem = network_filesystem(real)
         if filesystem is not None:
             warnings.warn(f"{self.path} is on {filesystem}: SQLite's locks are unsafe on network file systems", SonaWarning, stacklevel=2)
-        self._conn: sqlite3.Connection | None = None
-        with self._translated():
-            conn = sqlite3.connect(self.path, timeout=busy_timeout_ms / 1000, isolation_level=None, check_same_thread=False)
-            try:
-                schema.prepare(conn, self.path, busy_timeout_ms=busy_timeout_ms)
-                self._ns = _namespace_key(conn, self.namespace)
-            except BaseException:
-                conn.close()
-                raise
-            self._conn = conn
-        # Two names of one file must share a lease.
-        self._lease = Lease(f"{os.path.realpath(self.path)}.lease-{self.namespace}")
-        _open.add(self)
 
     def __repr__(self) -> str:
-        state = "" if self._closed_because is None else f", {self._closed_because}"
-        return f"<SqliteStore {self.path!r} namespace={self.namespace!r}{state}>"
+        return f"<SqliteStore {self.path!r} namespace={self.namespace!r}{' closed' if self.closed else ''}>"
 
     def __enter__(self) -> Self:
         return self
@@ -147,74 +141,28 @@ class SqliteStore:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    # -- connection and transactions -------------------------------------------------------------------------------
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as exc:
-            raise self._error(exc) from exc
-
-    def _error(self, exc: sqlite3.Error) -> SonaError:
-        code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return SonaCorruptError(f"{self.path}: expected a sound SQLite database, got: {exc}")
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return SonaStoreError(f"{self.path}: another writer held the file for more than {self.busy_timeout_ms} ms")
-        return SonaStoreError(f"{self.path}: {exc}")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
-            if self._conn is None:
-                raise SonaClosedError(f"{self.path}: the store {self._closed_because}")
-            yield self._conn
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it, or nothing when the block or the commit raises."""
-        with self._reading() as conn:
-            conn.execute("BEGIN IMMEDIATE")
-            try:
-                version = conn.execute("PRAGMA user_version").fetchone()[0]
-                if version != schema.current_version():  # migrated by a newer sona since this one opened it
-                    raise SonaVersionError(
-                        f"{self.path}: expected schema version {schema.current_version()}, got {version}: a newer sona took over"
-                    )
-                yield conn
-                conn.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    if conn.in_transaction:
-                        conn.execute("ROLLBACK")
-                raise
-
     @property
     def closed(self) -> bool:
-        return self._closed_because is not None
+        return self._db.closed
 
     def close(self) -> None:
         """Give back the lease and the file; a second call does nothing. Waits for a call that is under way."""
-        with self._lock:
-            conn, self._conn = self._conn, None
-            if conn is None:
-                return
-            self._closed_because = "is closed"
-            _open.discard(self)
+        try:
+            self._db.close()
+        finally:
             self._lease.release()
-            with self._translated():
-                conn.close()
+            _open.discard(self)
 
-    def _disown(self) -> None:
-        """Runs in a forked child. SQLite forbids a connection to cross a fork, even to be closed: closing could remove
-        the parent's log. A reference that is never given back keeps it from being closed."""
-        if self._conn is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._conn))
-            self._conn = None
-        self._lock = threading.RLock()  # a thread that does not exist here may hold the old one
-        self._closed_because = "was opened by the parent of this forked process, open it again"
-        self._lease.disown()
+    def _namespace_key(self) -> int:
+        find = "SELECT ns FROM namespaces WHERE name = ?"
+        with self._db.reading() as conn:
+            row = conn.execute(find, (self.namespace,)).fetchone()
+        if row is None:
+            with self._db.writing() as conn:
+                conn.execute("INSERT INTO namespaces (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (self.namespace,))
+                row = conn.execute(find, (self.namespace,)).fetchone()
+        key: int = row[0]
+        return key
 
     # -- sessions and the lease ------------------------------------------------------------------------------------
 
@@ -224,9 +172,9 @@ class SqliteStore:
 
         ``id = session << 40 | sequence`` is unique over threads, processes and restarts.
         """
-        with self._lock:
+        with self._db.reading():  # one thread at a time
             if self._session is None:
-                with self._writing() as conn:
+                with self._db.writing() as conn:
                     conn.execute("UPDATE counters SET value = value + 1 WHERE name = 'session'")
                     session: int = conn.execute("SELECT value FROM counters WHERE name = 'session'").fetchone()[0]
                 if session > MAX_ID >> SEQUENCE_BITS:
@@ -244,12 +192,12 @@ class SqliteStore:
 
         The kernel frees it when the process dies. Appending needs no lease, `put_state` does.
         """
-        with self._reading():
+        with self._db.reading():
             return self._lease.acquire()
 
     def release_lease(self) -> None:
         """Give the learning lease back."""
-        with self._reading():
+        with self._db.reading():
             self._lease.release()
 
     # -- decisions, feedback, trajectories -------------------------------------------------------------------------
@@ -278,10 +226,10 @@ class SqliteStore:
         new_feedback = _rows(FeedbackRow, feedback)
         new_trajectories = _rows(TrajectoryRow, trajectories)
         ns = self._ns
-        with self._writing() as conn:
+        with self._db.writing() as conn:
             last: int = conn.execute("SELECT last_seq FROM namespaces WHERE ns = ?", (ns,)).fetchone()[0]
             conn.executemany(
-                f"INSERT INTO decisions (ns, {_DECISION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ns, id) DO NOTHING",
+                f"INSERT INTO decisions (ns, {DECISION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ns, id) DO NOTHING",
                 ((ns, d.id, d.time, d.x, d.arm, d.arm_set, d.candidates, d.propensity, d.proposals, d.source) for d in new_decisions),
             )
             if new_feedback:
@@ -301,8 +249,8 @@ class SqliteStore:
 
     def decision(self, id: SupportsIndex) -> DecisionRow | None:
         """The decision of that id; None when unknown, pruned or forgotten."""
-        with self._reading() as conn:
-            row = conn.execute(f"SELECT {_DECISION} FROM decisions WHERE ns = ? AND id = ?", (self._ns, _id(id))).fetchone()
+        with self._db.reading() as conn:
+            row = conn.execute(f"SELECT {DECISION_COLUMNS} FROM decisions WHERE ns = ? AND id = ?", (self._ns, _id(id))).fetchone()
         return None if row is None else self._row(DecisionRow, row)
 
     def _row(self, kind: type[Row], values: tuple[Any, ...]) -> Row:
@@ -321,37 +269,43 @@ class SqliteStore:
         return self._decisions(limit)
 
     def _decisions(self, limit: int | None) -> Iterator[tuple[DecisionRow, float | None]]:
-        left = MAX_ID if limit is None else limit
-        after = self._before_newest("decisions", limit)
+        reward = _LAST_REWARD.format("decisions.ns", "decisions.id", MAX_ID)
+        for row in self._oldest_first("decisions", f"{DECISION_COLUMNS}, ({reward})", limit):
+            yield self._row(DecisionRow, row[:-1]), row[-1]
+
+    def _oldest_first(self, table: str, columns: str, limit: int | None) -> Iterator[tuple[Any, ...]]:
+        """The newest `limit` rows of `table`, oldest first, CHUNK at a time by (time, pos)."""
+        time, pos, left = -math.inf, -1, MAX_ID
+        if limit is not None:
+            left = limit
+            with self._db.reading() as conn:
+                before = conn.execute(
+                    f"SELECT time, pos FROM {table} WHERE ns = ? ORDER BY time DESC, pos DESC LIMIT 1 OFFSET ?", (self._ns, limit)
+                ).fetchone()
+            if before is not None:
+                time, pos = before
+        # Two queries because SQLite seeks in (ns, time, pos) by all three only where time is fixed.
+        same_time = f"SELECT time, pos, {columns} FROM {table} WHERE ns = ? AND time = ? AND pos > ? ORDER BY pos LIMIT ?"
+        later = f"SELECT time, pos, {columns} FROM {table} WHERE ns = ? AND time > ? ORDER BY time, pos LIMIT ?"
         while left > 0:
-            with self._reading() as conn:
-                rows = conn.execute(
-                    f"""SELECT time, pos, {_DECISION},
-                        (SELECT reward FROM feedback f WHERE f.ns = d.ns AND f.id = d.id ORDER BY f.seq DESC LIMIT 1)
-                        FROM decisions d WHERE ns = ? AND (time, pos) > (?, ?) ORDER BY time, pos LIMIT ?""",
-                    (self._ns, *after, min(left, CHUNK)),
-                ).fetchall()
+            most = min(left, CHUNK)
+            with self._db.reading() as conn:
+                rows = conn.execute(same_time, (self._ns, time, pos, most)).fetchall()
+                if len(rows) < most:
+                    rows += conn.execute(later, (self._ns, time, most - len(rows))).fetchall()
             if not rows:
                 return
-            after, left = rows[-1][:2], left - len(rows)
+            time, pos = rows[-1][:2]
+            left -= len(rows)
             for row in rows:
-                yield self._row(DecisionRow, row[2:-1]), row[-1]
-
-    def _before_newest(self, table: str, limit: int | None) -> tuple[float, int]:
-        """(time, pos) just before the newest `limit` rows of `table`."""
-        if limit is None:
-            return -math.inf, -1
-        with self._reading() as conn:
-            row = conn.execute(
-                f"SELECT time, pos FROM {table} WHERE ns = ? ORDER BY time DESC, pos DESC LIMIT 1 OFFSET ?", (self._ns, limit)
-            ).fetchone()
-        return (-math.inf, -1) if row is None else row
+                yield row[2:]
 
     def reward(self, id: SupportsIndex, before: int | None = None) -> float | None:
         """The last reward reported for that id, of those with a number below `before` if given; None when there is none."""
-        last = "SELECT reward FROM feedback WHERE ns = ? AND id = ? AND seq < ? ORDER BY seq DESC LIMIT 1"
-        with self._reading() as conn:
-            row = conn.execute(last, (self._ns, _id(id), MAX_ID if before is None else before)).fetchone()
+        if before is not None:
+            _count("before", before)
+        with self._db.reading() as conn:
+            row = conn.execute(_LAST_REWARD.format("?", "?", "?"), (self._ns, _id(id), MAX_ID if before is None else before)).fetchone()
         return None if row is None else row[0]
 
     def feedback_after(self, seq: int, limit: int = 1024) -> list[tuple[int, FeedbackRow]]:
@@ -361,15 +315,15 @@ class SqliteStore:
         """
         _count("seq", seq)
         _count("limit", limit)
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             rows = conn.execute(
-                "SELECT seq, id, reward, time, source FROM feedback WHERE ns = ? AND seq > ? ORDER BY seq LIMIT ?", (self._ns, seq, limit)
+                f"SELECT seq, {FEEDBACK_COLUMNS} FROM feedback WHERE ns = ? AND seq > ? ORDER BY seq LIMIT ?", (self._ns, seq, limit)
             ).fetchall()
         return [(row[0], self._row(FeedbackRow, row[1:])) for row in rows]
 
     def last_seq(self) -> int:
         """The highest feedback number so far, also when its row is gone; 0 before any feedback."""
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             last: int = conn.execute("SELECT last_seq FROM namespaces WHERE ns = ?", (self._ns,)).fetchone()[0]
         return last
 
@@ -380,24 +334,12 @@ class SqliteStore:
         return self._trajectories(limit)
 
     def _trajectories(self, limit: int | None) -> Iterator[TrajectoryRow]:
-        left = MAX_ID if limit is None else limit
-        after = self._before_newest("trajectories", limit)
-        while left > 0:
-            with self._reading() as conn:
-                rows = conn.execute(
-                    """SELECT time, pos, id, time, payload, quality FROM trajectories
-                       WHERE ns = ? AND (time, pos) > (?, ?) ORDER BY time, pos LIMIT ?""",
-                    (self._ns, *after, min(left, CHUNK)),
-                ).fetchall()
-            if not rows:
-                return
-            after, left = rows[-1][:2], left - len(rows)
-            for row in rows:
-                yield self._row(TrajectoryRow, row[2:])
+        for row in self._oldest_first("trajectories", TRAJECTORY_COLUMNS, limit):
+            yield self._row(TrajectoryRow, row)
 
     def count(self) -> int:
         """Decisions in the namespace."""
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             n: int = conn.execute("SELECT count(*) FROM decisions WHERE ns = ?", (self._ns,)).fetchone()[0]
         return n
 
@@ -419,16 +361,16 @@ class SqliteStore:
         _count("applied_seq", applied_seq)
         if not self.try_lease():
             raise SonaStoreError(f"{self.path}: another process or store holds the learning lease of namespace {self.namespace!r}")
-        with self._writing() as conn:
+        with self._db.writing() as conn:
             kept, newest = None, 0
             for generation, seq, digest, old in self._generations(conn, name):
                 newest = max(newest, generation)
-                if kept is None and digest == _state_digest(seq, old):
+                if kept is None and digest == state_digest(seq, old):
                     kept = generation
             conn.execute("DELETE FROM state WHERE ns = ? AND name = ? AND generation IS NOT ?", (self._ns, name, kept))
             conn.execute(
                 "INSERT INTO state (ns, name, generation, applied_seq, sha256, blob) VALUES (?, ?, ?, ?, ?, ?)",
-                (self._ns, name, newest + 1, applied_seq, _state_digest(applied_seq, blob), blob),
+                (self._ns, name, newest + 1, applied_seq, state_digest(applied_seq, blob), blob),
             )
 
     def get_state(self, name: str) -> tuple[Blob, int] | None:
@@ -444,10 +386,10 @@ class SqliteStore:
         SonaWarning
             The newest state is corrupt and the one before it is returned.
         """
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             generations = self._generations(conn, name)
         for age, (_, seq, digest, blob) in enumerate(generations):
-            if digest == _state_digest(seq, blob):
+            if digest == state_digest(seq, blob):
                 if age:
                     text = f"{self.path}: state {name!r} does not match its checksum; going back to the one before it (feedback {seq})"
                     warnings.warn(text, SonaWarning, stacklevel=2)
@@ -482,8 +424,8 @@ class SqliteStore:
         if type(vectors) is not Blob or type(costs) is not Blob:
             raise SonaTypeError(f"expected vectors and costs as bytes, got {type(vectors).__name__} and {type(costs).__name__}")
         listed = json.dumps(list(names)).encode()
-        digest = _arms_digest(listed, vectors, costs)
-        with self._writing() as conn:
+        digest = arms_digest(listed, vectors, costs)
+        with self._db.writing() as conn:
             row = conn.execute("SELECT version FROM arms WHERE ns = ? AND sha256 = ?", (self._ns, digest)).fetchone()
             if row is None:
                 conn.execute("UPDATE namespaces SET last_arm_set = last_arm_set + 1 WHERE ns = ?", (self._ns,))
@@ -506,20 +448,20 @@ class SqliteStore:
         SonaCorruptError
             The arm set does not match its checksum.
         """
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             row = conn.execute(
                 "SELECT sha256, names, vectors, costs FROM arms WHERE ns = ? AND version = ?", (self._ns, _id(version))
             ).fetchone()
         if row is None:
             return None
         digest, listed, vectors, costs = row
-        if digest != _arms_digest(listed, vectors, costs):
+        if digest != arms_digest(listed, vectors, costs):
             raise SonaCorruptError(f"{self.path}: arm set {version} does not match its checksum")
         return tuple(json.loads(listed)), vectors, costs
 
     def latest_arms(self) -> tuple[int, tuple[str, ...], Blob, Blob] | None:
         """(version, names, vectors, costs) of the arm set put last; None before the first."""
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             version: int = conn.execute("SELECT arm_set FROM namespaces WHERE ns = ?", (self._ns,)).fetchone()[0]
             found = self.arms(version)
         return None if found is None else (version, *found)
@@ -542,7 +484,7 @@ class SqliteStore:
             The write failed, or a reader in another process kept the log in use: the rows are deleted then, but the log
             may still hold their bytes; call again.
         """
-        with self._writing() as conn:
+        with self._db.writing() as conn:
             gone = sum(pruning.delete_ids(conn, self._ns, (_id(id),)))
         self._scrub_log()
         return gone
@@ -551,7 +493,7 @@ class SqliteStore:
         """Delete every decision of that source with its feedback and trajectory, and all feedback the source gave; as `forget`."""
         if not isinstance(source, str):
             raise SonaTypeError(f"expected source to be a str, got {type(source).__name__}")
-        with self._writing() as conn:
+        with self._db.writing() as conn:
             ids = conn.execute("SELECT id FROM decisions WHERE ns = ? AND source = ?", (self._ns, source)).fetchall()
             gone = sum(pruning.delete_ids(conn, self._ns, (row[0] for row in ids)))
             gone += conn.execute("DELETE FROM feedback WHERE ns = ? AND source = ?", (self._ns, source)).rowcount
@@ -559,7 +501,7 @@ class SqliteStore:
         return gone
 
     def _scrub_log(self) -> None:
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             if conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 raise SonaStoreError(
                     f"{self.path}: the rows are deleted, but a reader keeps the log that still holds their bytes; call again"
@@ -567,12 +509,12 @@ class SqliteStore:
 
     def bytes(self) -> int:
         """The namespace's share of the file's used pages, which `max_bytes` bounds."""
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             return pruning.live_bytes(conn, self._ns)
 
     def file_bytes(self) -> int:
         """Size on disk of the file and its log, over all namespaces."""
-        with self._reading():
+        with self._db.reading():
             return sum(os.path.getsize(name) for name in (self.path, f"{self.path}-wal") if os.path.exists(name))
 
     def prune(self) -> PruneReport:
@@ -585,16 +527,16 @@ class SqliteStore:
         total = [0, 0, 0]
         while self._prune_step(PRUNE_ROWS, total, target=self.max_bytes):
             pass
-        with self._writing() as conn:
+        with self._db.writing() as conn:
             arm_sets = pruning.drop_arm_sets(conn, self._ns, self._clock() - ARM_SET_GRACE)
-        with self._reading() as conn:
+        with self._db.reading() as conn:
             pruning.free_pages(conn, 2**31 - 1)
         return PruneReport(total[0], total[1], total[2], arm_sets, before, self.bytes())
 
     def _prune_step(self, rows: int, total: list[int], *, target: float | None, retention: bool = True) -> bool:
         """One short transaction of pruning; adds the rows deleted to `total`, True when there may be more to do."""
         deleted = (0, 0, 0)
-        with self._writing() as conn:
+        with self._db.writing() as conn:
             if retention and self.retention_days is not None:
                 deleted = pruning.drop_before(conn, self._ns, self._clock() - self.retention_days * 86400.0, rows)
             if not any(deleted) and target is not None:
@@ -619,67 +561,22 @@ class SqliteStore:
             if retention and not more:
                 self._next_retention = now + RETENTION_EVERY
             if more:
-                with self._writing() as conn:
+                with self._db.writing() as conn:
                     pruning.drop_arm_sets(conn, self._ns, now - ARM_SET_GRACE)
-                with self._reading() as conn:
+                with self._db.reading() as conn:
                     pruning.free_pages(conn, VACUUM_PAGES)
         except SonaError as exc:
             self.prune_failures += 1
             log.warning("%s: pruning failed, to be tried again at the next append: %s", self.path, exc)
 
     def integrity(self) -> list[str]:
-        """What is wrong with the file or this namespace, one sentence each; empty when all is sound."""
+        """What is wrong with the file or this namespace, one sentence each; empty when all is sound. Reads everything."""
+        found: list[str] = []
         try:
-            with self._reading() as conn:
-                found = [f"database: {row[0]}" for row in conn.execute("PRAGMA quick_check").fetchall() if row[0] != "ok"]
-                found += self._check_identity(conn)
-                found += self._check_blobs(conn)
-                found += self._check_rows(conn)
+            with self._db.reading() as conn:
+                found.extend(findings(conn, self._ns, self.path))
         except (SonaCorruptError, SonaStoreError) as exc:
-            return [f"unreadable: {exc}"]
-        return found
-
-    def _check_identity(self, conn: sqlite3.Connection) -> list[str]:
-        try:
-            version = schema.check_version(conn, self.path)
-        except (SonaCorruptError, SonaVersionError) as exc:
-            return [str(exc)]
-        return [] if version == schema.current_version() else [f"schema: expected version {schema.current_version()}, got {version}"]
-
-    def _check_blobs(self, conn: sqlite3.Connection) -> list[str]:
-        found = []
-        for name, generation in conn.execute("SELECT name, generation FROM state WHERE ns = ?", (self._ns,)).fetchall():
-            where = (self._ns, name, generation)
-            row = conn.execute("SELECT applied_seq, sha256, blob FROM state WHERE ns = ? AND name = ? AND generation = ?", where).fetchone()
-            if row[1] != _state_digest(row[0], row[2]):
-                found.append(f"state {name!r}, generation {generation}: does not match its checksum")
-        for (version,) in conn.execute("SELECT version FROM arms WHERE ns = ?", (self._ns,)).fetchall():
-            try:
-                self.arms(version)
-            except SonaCorruptError as exc:
-                found.append(str(exc))
-        return found
-
-    def _check_rows(self, conn: sqlite3.Connection) -> list[str]:
-        ns, found = self._ns, []
-        last, kept = conn.execute("SELECT last_seq, bytes FROM namespaces WHERE ns = ?", (ns,)).fetchone()
-        tables = ("decisions", "feedback", "trajectories", "state", "arms")
-        counted = sum(
-            conn.execute(f"SELECT coalesce(sum({schema.payload_sql(table)}), 0) FROM {table} WHERE ns = ?", (ns,)).fetchone()[0]
-            for table in tables
-        )
-        if counted != kept:
-            found.append(f"size: expected {counted} bytes of payload, the books say {kept}")
-        highest = conn.execute("SELECT coalesce(max(seq), 0) FROM feedback WHERE ns = ?", (ns,)).fetchone()[0]
-        if highest > last:
-            found.append(f"feedback: expected numbers up to {last}, got {highest}")
-        columns = {DecisionRow: _DECISION, FeedbackRow: "id, reward, time, source", TrajectoryRow: "id, time, payload, quality"}
-        for (kind, names), table in zip(columns.items(), tables, strict=False):
-            for row in conn.execute(f"SELECT {names} FROM {table} WHERE ns = ?", (ns,)):
-                try:
-                    kind(*row)
-                except (SonaTypeError, SonaValueError) as exc:
-                    found.append(f"{table}, id {row[0]!r}: {exc}")
+            found.append(f"unreadable: {exc}")
         return found
 
 
@@ -715,50 +612,10 @@ def _rows(kind: type[Row], rows: Iterable[Row]) -> list[Row]:
     return listed
 
 
-def _file_path(path: str | os.PathLike[str]) -> str:
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        raise SonaTypeError(f"expected path to be a str or os.PathLike, got {type(path).__name__}") from None
-    if not isinstance(text, str):
-        raise SonaTypeError(f"expected path to be a str or os.PathLike of str, got {type(text).__name__}")
-    if not text or text == ":memory:" or text.startswith("file:") or "\0" in text:
-        raise SonaValueError(f"expected the path of a file, got {text!r}")
-    text = os.path.abspath(text)
-    if os.path.isdir(text):
-        raise SonaStoreError(f"{text}: expected the path of a file, got a directory")
-    if not os.path.isdir(os.path.dirname(text)):
-        raise SonaStoreError(f"{text}: the directory {os.path.dirname(text)} does not exist")
-    return text
-
-
-def _namespace_key(conn: sqlite3.Connection, name: str) -> int:
-    find = "SELECT ns FROM namespaces WHERE name = ?"
-    row = conn.execute(find, (name,)).fetchone()
-    if row is None:
-        conn.execute("INSERT INTO namespaces (name) VALUES (?) ON CONFLICT (name) DO NOTHING", (name,))
-        row = conn.execute(find, (name,)).fetchone()
-    key: int = row[0]
-    return key
-
-
-def _state_digest(applied_seq: int, blob: Blob) -> Blob:
-    digest = hashlib.sha256(b"%d\0" % applied_seq)
-    digest.update(blob)
-    return digest.digest()
-
-
-def _arms_digest(names: Blob, vectors: Blob, costs: Blob) -> Blob:
-    digest = hashlib.sha256()
-    for part in (names, vectors, costs):
-        digest.update(b"%d\0" % len(part))
-        digest.update(part)
-    return digest.digest()
-
-
 def _disown_all() -> None:
     for store in list(_open):
-        store._disown()
+        store._db.disown()
+        store._lease.disown()
     _open.clear()
 
 

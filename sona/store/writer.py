@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from sona.errors import SonaClosedError, SonaStoreError, SonaValueError
 from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
@@ -20,6 +20,7 @@ from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
 log = logging.getLogger("sona")
 
 Drained = tuple[Iterable[DecisionRow], Iterable[FeedbackRow], Iterable[TrajectoryRow]]
+Group = tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]
 
 EXIT_TIMEOUT = 5.0  # s that the end of the interpreter waits for a last group
 
@@ -221,7 +222,7 @@ class GroupWriter:
 
     @contextmanager
     def _turn(self, timeout: float | None) -> Iterator[None]:
-        if timeout is not None and not 0 <= timeout:
+        if timeout is not None and not timeout >= 0:
             raise SonaValueError(f"expected timeout to be None or at least 0, got {timeout!r}")
         if not self._flight.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise SonaStoreError(f"another thread was still writing a group after {timeout} s")
@@ -258,7 +259,7 @@ class GroupWriter:
     def _write(self) -> Exception | None:
         while len(self._spool):
             group = self._spool.head(self._group_rows)
-            rows = sum(map(len, group))
+            rows = len(group[0]) + len(group[1]) + len(group[2])
             try:
                 self._store.append(*group)
             except (TypeError, ValueError) as exc:  # the store will never take these rows
@@ -341,26 +342,25 @@ class _Spool:
         self._feedback.extend(listed[1])
         self._trajectories.extend(listed[2])
 
-    def head(self, most: int) -> tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]:
+    def head(self, most: int) -> Group:
         """The next `most` rows; feedback only once no decision is left before it."""
         decisions = list(itertools.islice(self._decisions, most))
         trajectories = list(itertools.islice(self._trajectories, most - len(decisions)))
         feedback = list(itertools.islice(self._feedback, most - len(decisions) - len(trajectories)))
         return decisions, feedback, trajectories
 
-    def remove(self, group: tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]) -> None:
+    def remove(self, group: Group) -> None:
         """Remove what `head` returned."""
-        queues: tuple[deque[DecisionRow] | deque[FeedbackRow] | deque[TrajectoryRow], ...]
-        queues = (self._decisions, self._feedback, self._trajectories)
-        for queue, rows in zip(queues, group, strict=True):
-            for _ in rows:
+        queues: tuple[deque[Any], ...] = (self._decisions, self._feedback, self._trajectories)
+        for queue, rows in zip(queues, (len(group[0]), len(group[1]), len(group[2])), strict=True):
+            for _ in range(rows):
                 self._bytes -= queue.popleft().nbytes
 
     def trim(self) -> int:
         """Drop rows down to the bounds: oldest decisions, then trajectories, then feedback; rows dropped."""
         before = len(self)
-        queue: deque[DecisionRow] | deque[FeedbackRow] | deque[TrajectoryRow]
-        for queue in (self._decisions, self._trajectories, self._feedback):
+        queues: tuple[deque[Any], ...] = (self._decisions, self._trajectories, self._feedback)
+        for queue in queues:
             while queue and (len(self) > self._most_rows or self._bytes > self._most_bytes):
                 self._bytes -= queue.popleft().nbytes
         return before - len(self)

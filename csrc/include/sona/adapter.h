@@ -67,8 +67,8 @@ void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float
 
 /* ---- writer ---- */
 
-/* Appends the pair delta(x) += coef up (down . x + offset), whatever the scale.  Truncates first when the block is full.  SONA_ENONFINITE leaves the
- * adapter as it was; the caller has checked up and down (dim) for NaN, only coef and offset are checked here. */
+/* Appends the pair delta(x) += coef up (down . x + offset), whatever the scale; up and down (dim).  Truncates first when the block is full.
+ * SONA_ENONFINITE, for NaN, infinity and rows whose squared norm leaves float32, leaves the correction as it was. */
 sona_status sona_adapter_append(sona_adapter *adapter, float coef, const float *up, const float *down, float offset);
 
 /* Moves the micro rows into the base. */

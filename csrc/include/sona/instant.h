@@ -2,7 +2,7 @@
  *
  *   c   = min(1, max(R / Q, rate))      what a confident choice earns; rate: the caller's success rate of its best action, 0 for none
  *   p   = c pi                          expected reward of the shown action
- *   adv = (r - p)(1 - pi)/(1 - p),      h = max(p (1 - pi)^2/(1 - p), .03)
+ *   adv = (r - p)(1 - pi)/(1 - p),      h = max(p (1 - pi)^2/(1 - p), .01)
  *   q   = P x',  sigma = x' . q,        g = c adv / (1 + c h |v|^2 sigma),   append the pair (up = g v, down = q)
  *   R  <- .99 R + pi^.5 r,  Q <- .99 Q + pi^1.5 over the policy's own choices, R = Q = 3 at the start
  *

@@ -5,7 +5,10 @@
  *
  * Contract of every kernel: pointers may be unaligned; n, rows and rank may be 0; inputs and outputs do not overlap unless a
  * comment says so; NaN and infinity propagate as in the scalar table; no allocation, no failure, safe from any thread.
- * Tables agree to float32 rounding of a reordered sum (each test states the bound); element-wise kernels agree to 1 ulp per operation. */
+ * Tables agree to float32 rounding of a reordered sum (each test states the bound); axpy, ger, fisher_update, ewc_pull and ewc_scale
+ * agree bit for bit.  Within a table a row's inner product is the same whatever rows stand around it, in dot, gemv and top_k: equal
+ * rows tie, and a subset scores as the whole did.  So it is for a vector of lora_forward_batch and the vectors beside it; batch and
+ * single vector agree to rounding. */
 #ifndef SONA_KERNELS_H
 #define SONA_KERNELS_H
 

@@ -4,7 +4,7 @@
  *   float is 32 bits; matrices are row-major; `ld` is the distance between rows in floats.
  *   Functions that can fail return sona_status and leave their arguments unchanged on failure.
  *   Functions named *_destroy accept NULL.
- *   Nothing here aborts, prints, or keeps mutable global state. */
+ *   Nothing here aborts, prints, or keeps mutable global state, but for the counter behind sona_allocations. */
 #ifndef SONA_SONA_H
 #define SONA_SONA_H
 
@@ -33,11 +33,13 @@ const char *sona_version(void);
 /* One lower-case sentence for a status; never NULL. */
 const char *sona_status_str(sona_status status);
 
-/* Zeroed memory aligned to 64 bytes, NULL when out of memory or when count * size overflows.  Release with sona_free. */
+/* Zeroed memory aligned to 64 bytes, NULL when out of memory or when count * size overflows; never NULL for zero bytes that fit.
+ * Pages of a large block are untouched until written.  Release with sona_free. */
 void *sona_calloc(size_t count, size_t size);
 void sona_free(void *memory); /* accepts NULL */
 
-/* How many times sona_calloc has succeeded in this process; lets a test prove that a path does not allocate. */
+/* How many times sona_calloc has succeeded in this copy of the library (every extension module that links it statically has its own);
+ * lets a test prove that a path does not allocate. */
 uint64_t sona_allocations(void);
 
 #ifdef __cplusplus

@@ -1,0 +1,42 @@
+"""A caller's array as one that nobody writes to: checked, copied and frozen in one call."""
+
+cimport numpy as cnp
+
+from sona._arrays cimport sona_is_input
+
+from sona._arrays import coerce
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+
+    /* On the bits: NaN and infinity are the numbers whose exponent is all ones. */
+    static inline int sona_all_finite(const void *x, size_t n) {
+      const uint32_t *bits = (const uint32_t *)x;
+      uint32_t found = 0;
+      for (size_t i = 0; i < n; i++) found |= (bits[i] & 0x7f800000u) == 0x7f800000u;
+      return !found;
+    }
+    """
+    bint sona_all_finite(const void *x, size_t n)
+
+
+def frozen(value, length, str name):
+    """
+    A read-only float32 array of shape (length,), or (n,) for None.
+
+    An array that is read-only and owns its memory is returned as it is, any other is copied. Refuses what `sona._arrays.coerce` refuses.
+    """
+    cdef cnp.ndarray array
+    if not cnp.PyArray_CheckExact(value) or not sona_is_input(value, 1):
+        value = coerce(value, (length,), name)
+    array = value
+    cdef size_t n = cnp.PyArray_DIM(array, 0)
+    if n == 0 or (length is not None and <object> n != length) or not sona_all_finite(cnp.PyArray_DATA(array), n):
+        coerce(array, (length,), name)  # raises: what is wrong, in the words of every other check
+    if cnp.PyArray_ISWRITEABLE(array) or not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA):
+        array = cnp.PyArray_NewCopy(array, cnp.NPY_CORDER)
+        cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+    return array

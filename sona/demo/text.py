@@ -1,0 +1,48 @@
+"""The report of ``sona demo`` as it stands in a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sona.report.table import accuracy, policy_table
+from sona.simulate import FIRST, LAST, summaries_of
+
+WORLD_LINES = {
+    "few": "arm vectors are centroids of 5 labelled examples",
+    "shift": "arm vectors are centroids of 5 labelled examples; since then half of the embedding has been rotated",
+    "perm": "arm vectors are centroids of 5 labelled examples, and half of them are swapped",
+    "rand": "arm vectors are random",
+}
+
+
+def demo_text(report: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
+    """Table of the last run, what resuming gave, and where everything lies."""
+    run = report["runs"][-1]
+    rounds, start = run["rounds"], run["start"]
+    linucb = report["linucb"]
+    lines = [
+        f"world {report['world']}, seed {report['seed']}: {WORLD_LINES[report['world']]}",
+        f"rounds {start + 1} to {start + rounds} of handwritten digits, 10 arms, 64 dimensions; only the shown arm's reward comes back",
+        "",
+        policy_table(summaries_of(run), rounds),
+        "",
+        f"LinUCB: disjoint, starts from the same arm vectors; alpha {linucb['alpha']:g}, ridge {linucb['ridge']:g}, "
+        "the best of a sweep over the four worlds",
+    ]
+    if run["resumed"] is not None:
+        lines.append(
+            f"resumed: first {min(FIRST, rounds)} of this run {accuracy(run['resumed']['first'])}, "
+            f"last {min(LAST, run['resumed']['previous_rounds'])} of the previous run {accuracy(run['resumed']['previous_last'])}"
+        )
+    files = ["report.json", "sona.db"] + ([] if report["figure"] is None else ["figure.png"])
+    lines.append(f"wrote {', '.join(str(Path(out) / name) for name in files)}")
+    if report["figure"] is None:
+        lines.append("no figure: it needs matplotlib (pip install 'sona[plot]')")
+    if run["unfinished"]:
+        lines.append(f"the run before was cut off: its {run['unfinished']} rounds are in the store, not in report.json")
+    if start == 0:
+        lines.append("run the same command again: it resumes from the store")
+    return "\n".join(lines)

@@ -1,0 +1,307 @@
+"""The learning rule in numpy float64, written from the equations of csrc/include/sona/*.h: slow, plain, and what the C code is compared with.
+
+Every constant of the rule that a test depends on is in this block and nowhere else in the tests.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+# csrc/src/instant.c
+MEMORY = 0.99
+OPTIMISM = 3.0
+CURVATURE_FLOOR = 0.01
+ODDS_FLOOR = 0.01
+MEAN_MOMENTUM = 0.02
+MEAN_START = 0.5
+VARIANCE_FLOOR = 1e-3
+# csrc/src/policy.c, sona/loops/_policy.pyx
+PRIOR = 30.0
+OFF_POLICY_STEP = 0.3
+TAU = 0.1
+P0 = 0.2
+CONSTANT = 0.3
+# csrc/src/guard.c
+GUARD_MEMORY = 0.99
+GUARD_HANDICAP = 3.0
+GUARD_LIMIT = 2.0
+
+
+def precision_scale(actions: int) -> float:
+    """How much one success shrinks P, which all actions share."""
+    return 3.0 / actions
+
+
+def calibration_gain(pi: float, reward: float) -> tuple[float, float]:
+    """What one own choice adds to R and to Q."""
+    return np.sqrt(pi) * reward, np.sqrt(pi) * pi
+
+
+@dataclass
+class Dense:
+    """delta(x) = x D + b, the whole correction as a matrix."""
+
+    dim: int
+    matrix: Array = field(init=False)
+    constant: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.matrix = np.zeros((self.dim, self.dim))
+        self.constant = np.zeros(self.dim)
+
+    def append(self, up: Any, down: Any, coef: float = 1.0, offset: float = 0.0) -> None:
+        up, down = np.asarray(up, np.float64), np.asarray(down, np.float64)
+        self.matrix += coef * np.outer(down, up)
+        self.constant += coef * offset * up
+
+    def __call__(self, x: Any) -> Array:
+        return np.asarray(np.asarray(x, np.float64) @ self.matrix + self.constant)
+
+
+@dataclass
+class Pair:
+    """One learned pair: delta(x) += gain * up * (down . x + offset)."""
+
+    gain: float
+    up: Array
+    down: Array
+    offset: float
+
+
+class InstantRule:
+    """One outcome becomes one pair; sona/instant.h."""
+
+    def __init__(self, dim: int, *, p0: float = P0, constant: float = CONSTANT, full: bool = False, actions: int = 1) -> None:
+        self.dim, self.p0, self.constant, self.full, self.actions = dim, p0, constant, full, actions
+        self.covariance = p0 * np.eye(dim + 1)
+        self.rewarded = self.shown = OPTIMISM
+        self.mean = MEAN_START
+        self.steps = 0
+
+    @property
+    def confidence(self) -> float:
+        return min(1.0, self.rewarded / self.shown)
+
+    def step(
+        self,
+        to: Dense,
+        x: Any,
+        v: Any,
+        reward: float,
+        probability: float | None = None,
+        *,
+        rate: float = 0.0,
+        weight: float = 1.0,
+        own: bool = True,
+        again: bool = False,
+    ) -> tuple[dict[str, float], Pair]:
+        report, pair, input_, q = self._pair(to, x, v, probability, rate, weight, reward=reward)
+        if not again:
+            length = float(np.asarray(v, np.float64) @ np.asarray(v, np.float64))
+            if self.full and report["sigma"] > VARIANCE_FLOOR * self.p0 * float(input_ @ input_):
+                w = weight * reward * report["curvature"] * length * precision_scale(self.actions)
+                self.covariance -= w * np.outer(q, q) / (1 + w * report["sigma"])
+            if own:
+                if probability is not None:
+                    more = calibration_gain(probability, reward)
+                    self.rewarded = MEMORY * self.rewarded + more[0]
+                    self.shown = MEMORY * self.shown + more[1]
+                self.steps += 1
+            self.mean += MEAN_MOMENTUM * (reward - self.mean)
+        return report, pair
+
+    def revise(
+        self, to: Dense, x: Any, v: Any, change: float, probability: float | None = None, *, rate: float = 0.0, weight: float = 1.0
+    ) -> tuple[dict[str, float], Pair]:
+        return self._pair(to, x, v, probability, rate, weight, change=change)[:2]
+
+    def _pair(
+        self,
+        to: Dense,
+        x: Any,
+        v: Any,
+        probability: float | None,
+        rate: float,
+        weight: float,
+        *,
+        reward: float = 0.0,
+        change: float | None = None,
+    ) -> tuple[dict[str, float], Pair, Array, Array]:
+        x, v = np.asarray(x, np.float64), np.asarray(v, np.float64)
+        if probability is None:
+            c, p, factor = 1.0, self.mean, 1.0
+            h = max(p * (1 - p), CURVATURE_FLOOR)
+        else:
+            c = min(1.0, max(self.confidence, rate))
+            p = c * probability
+            odds, rest = max(1 - p, ODDS_FLOOR), 1 - probability
+            factor = rest / odds
+            h = max(p * rest * rest / odds, CURVATURE_FLOOR)
+        surprise = reward - p if change is None else change
+        input_ = np.append(x, self.constant)
+        q = self.covariance @ input_ if self.full else self.p0 * input_
+        sigma = float(input_ @ q)
+        advantage = surprise * factor
+        gain = weight * c * advantage / (1 + c * h * float(v @ v) * sigma)
+        pair = Pair(gain, v, q[: self.dim], float(q[self.dim] * self.constant))
+        to.append(pair.up, pair.down, pair.gain, pair.offset)
+        report = {
+            "expected": p,
+            "confidence": c,
+            "advantage": advantage,
+            "curvature": h,
+            "sigma": sigma,
+            "gain": gain,
+            "surprise": surprise,
+        }
+        return report, pair, input_, q
+
+
+@dataclass
+class Shown:
+    """A decision as the policy remembers it."""
+
+    x: Array
+    candidates: list[int]
+    arm: int
+    own: bool
+    reward: float | None = None
+    probability: float = 0.0
+    weight: float = 1.0
+    step: int = 0
+    arm_step: int = 0
+    pair: Pair | None = None
+
+
+class PolicyRule:
+    """Softmax over arm vectors seen through a dense correction, without guard or exploration; sona/policy.h."""
+
+    def __init__(
+        self, arms: Any, *, tau: float = TAU, p0: float = P0, constant: float = CONSTANT, full: bool = False, costs: Any = None
+    ) -> None:
+        self.arms = {k: unit(e) for k, e in enumerate(arms)}
+        self.costs = dict(enumerate(np.zeros(len(arms)) if costs is None else np.asarray(costs, np.float64)))
+        self.tau = tau
+        self.delta = Dense(len(self.arms[0]))
+        self.instant = InstantRule(len(self.arms[0]), p0=p0, constant=constant, full=full, actions=len(arms))
+        self.records = {k: [0.0, 0.0, 0] for k in self.arms}  # R_k, Q_k, own choices
+
+    def add_arm(self, row: int, vector: Any, cost: float = 0.0) -> None:
+        self.arms[row] = unit(vector)
+        self.costs[row] = cost
+        self.records[row] = [0.0, 0.0, 0]
+        self.instant.actions = len(self.arms)
+
+    def remove_arm(self, row: int) -> None:
+        del self.arms[row]
+        self.instant.actions = len(self.arms)
+
+    def logits(self, x: Any, candidates: list[int]) -> Array:
+        y = unit(x) + self.delta(unit(x))
+        return np.array([self.arms[k] @ y for k in candidates]) / self.tau
+
+    def probabilities(self, x: Any, candidates: list[int] | None = None) -> Array:
+        return softmax(self.logits(x, self._open(candidates)))
+
+    def utilities(self, x: Any, candidates: list[int] | None = None) -> Array:
+        """What the first choice maximises: pi, or c pi - cost where arms have costs."""
+        rows = self._open(candidates)
+        pi = self.probabilities(x, rows)
+        if not any(self.costs.values()):
+            return pi
+        return max(self.instant.confidence, self.best_rate()) * pi - np.array([self.costs[k] for k in rows])
+
+    def _open(self, candidates: list[int] | None) -> list[int]:
+        return sorted(self.arms) if candidates is None else list(candidates)
+
+    def best_rate(self) -> float:
+        everywhere = self.instant.confidence
+        rates = [(r + PRIOR * everywhere) / (q + PRIOR) for k, (r, q, _) in self.records.items() if k in self.arms]
+        return min(1.0, max(rates))
+
+    def show(self, x: Any, arm: int, candidates: list[int] | None = None) -> Shown:
+        """Remember a decision; the arm is given, so that a tie in float32 cannot tell the two apart."""
+        rows = self._open(candidates)
+        return Shown(unit(x), rows, arm, own=rows[int(np.argmax(self.utilities(x, rows)))] == arm)
+
+    def learn(self, d: Shown, reward: float) -> None:
+        pi, v = self._direction(d)
+        d.weight = 1.0 if d.own else OFF_POLICY_STEP
+        _, d.pair = self.instant.step(self.delta, d.x, v, reward, pi, rate=self.best_rate(), weight=d.weight, own=d.own)
+        record = self.records[d.arm]
+        if d.own:
+            more = calibration_gain(pi, reward)
+            record[0] = MEMORY * record[0] + more[0]
+            record[1] = MEMORY * record[1] + more[1]
+            record[2] += 1
+        d.reward, d.probability, d.step, d.arm_step = reward, pi, self.instant.steps, int(record[2])
+
+    def revise(self, d: Shown, reward: float, *, stands: bool) -> None:
+        """stands: the pair has not been truncated away and is taken back; otherwise the difference is applied once."""
+        assert d.reward is not None
+        assert d.pair is not None
+        change = reward - d.reward
+        if stands:
+            self.delta.append(d.pair.up, d.pair.down, -d.pair.gain, d.pair.offset)
+        pi, v = self._direction(d)
+        if d.own:
+            root = calibration_gain(d.probability, 1.0)[0]
+            self.instant.rewarded += MEMORY ** (self.instant.steps - d.step) * root * change
+            record = self.records[d.arm]
+            record[0] += MEMORY ** (record[2] - d.arm_step) * root * change
+        rate = self.best_rate()
+        if stands:
+            _, d.pair = self.instant.step(self.delta, d.x, v, reward, pi, rate=rate, weight=d.weight, again=True)
+        else:
+            _, d.pair = self.instant.revise(self.delta, d.x, v, change, pi, rate=rate, weight=d.weight)
+        d.reward = reward
+
+    def _direction(self, d: Shown) -> tuple[float, Array]:
+        pi = softmax(self.logits(d.x, d.candidates))
+        shown = np.array([float(k == d.arm) for k in d.candidates])
+        v = sum((s - p) * self.arms[k] for s, p, k in zip(shown, pi, d.candidates, strict=True)) / self.tau
+        return float(pi @ shown), np.asarray(v)
+
+
+class GuardRule:
+    """Exp3.S over two or three models; sona/guard.h."""
+
+    def __init__(self, odds: float, *, floor: float = 0.005, rate: float = 0.4, share: float = 1e-4) -> None:
+        self.floor, self.rate, self.share = floor, rate, share
+        self.log_weight = np.array([np.log(odds), 0.0])
+        self.rewards = self.outcomes = 0.0
+
+    @property
+    def weights(self) -> Array:
+        n = len(self.log_weight)
+        return np.pad((1 - n * self.floor) * softmax(self.log_weight) + self.floor, (0, 3 - n))
+
+    def admit(self) -> None:
+        most = self.log_weight[0] - GUARD_HANDICAP
+        third = min(self.log_weight[2], most) if len(self.log_weight) == 3 else most
+        self.log_weight = np.append(self.log_weight[:2], third)
+
+    def update(self, chance: Any, propensity: float, reward: float) -> None:
+        mean = self.rewards / self.outcomes if self.outcomes else 0.5
+        n = len(self.log_weight)
+        gain = self.rate * np.asarray(chance, np.float64)[:n] * (reward - mean) / propensity
+        w = softmax(self.log_weight + np.clip(gain, -GUARD_LIMIT, GUARD_LIMIT))
+        self.log_weight = np.log((1 - self.share) * w + self.share / n)
+        self.rewards = GUARD_MEMORY * self.rewards + reward
+        self.outcomes = GUARD_MEMORY * self.outcomes + 1
+
+
+def softmax(logits: Any) -> Array:
+    e = np.exp(np.asarray(logits) - np.max(logits))
+    return np.asarray(e / e.sum())
+
+
+def unit(x: Any) -> Array:
+    """x / |x|; the zero vector stays zero."""
+    x = np.asarray(x, np.float64)
+    norm = float(np.linalg.norm(x))
+    return x / norm if norm > 0 else x
