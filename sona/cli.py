@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "replay",
         help="the same on your data: labelled rows (.npz, .csv) or logged decisions (.jsonl)",
         description="Labelled rows (X and y) are played as a bandit whose arms are the classes. Logged decisions are learned in their "
-        "order, each predicted before it is learned, and valued by replay, IPS and SNIPS estimates with 95%% confidence intervals, which "
+        "order, each predicted before it is learned, and valued by replay, IPS and SNIPS estimates with 95 % confidence intervals, which "
         "are refused where they would mislead.",
     )
     replay.add_argument("file", metavar="FILE", help=".npz with X and y; .csv with a header; .jsonl with x, arm, reward, propensity, ...")
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="default: 0")
+    parser.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of everything random (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 

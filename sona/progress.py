@@ -11,7 +11,7 @@ from typing import Self, TextIO
 
 REDRAW_S = 0.1
 LINE_S = 5.0
-BAR = 28
+BAR = 16  # leaves 80 columns room for three accuracies
 
 
 class Progress:

@@ -259,7 +259,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatc
     drawn = text.strip().split("\r")
     assert 20 < len(drawn) < 40  # ten a second
     assert all(len(line) <= 59 for line in drawn)
-    assert drawn[-1].startswith(f"[{'#' * 28}] 100/100")
+    assert drawn[-1].startswith(f"[{'#' * 16}] 100/100")
 
 
 def test_elsewhere_a_line_every_few_seconds() -> None:
@@ -299,7 +299,8 @@ def test_sona_beats_the_frozen_model_and_a_second_run_goes_on(tmp_path: Path) ->
     assert "last 1000 of the previous run" in text
 
 
-def test_progress_shows_all_three_while_it_runs(tmp_path: Path) -> None:
+def test_progress_shows_all_three_in_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out, clock = Terminal(), Clock()
 
     def progress(total: int) -> Progress:

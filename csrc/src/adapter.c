@@ -213,8 +213,8 @@ sona_status sona_adapter_truncate(sona_adapter *a) {
   }
   block *next = spare_block(a, (most > a->rank ? most : a->rank) + a->window);
   if (!next) return SONA_ENOMEM;
-  const size_t kept = sona_truncate(a->kernels, &w, a->rank, a->rank_max, a->max_discard, a->scratch, next->down, next->up, next->offset,
-                                    &a->discarded);
+  const size_t kept =
+      sona_truncate(a->kernels, &w, a->rank, a->rank_max, a->max_discard, a->scratch, next->down, next->up, next->offset, &a->discarded);
   if (kept > a->rank) a->rank = kept;
   if (a->discarded > a->max_discard) a->over_budget++;
   a->discarded_sum += a->discarded;

@@ -2,8 +2,8 @@
 
 #include <math.h>
 
-static const double MEMORY = 0.99;  /* of the mean reward on disagreements */
-static const double HANDICAP = 5; /* of a fresh copy, in log weight */
+static const double MEMORY = 0.99; /* of the mean reward on disagreements */
+static const double HANDICAP = 5;  /* of a fresh copy, in log weight */
 
 void sona_guard_init(sona_guard *g, double odds) {
   *g = (sona_guard){.log_weight = {log(odds)}, .models = 2, .floor = 0.002, .rate = 0.2, .share = 1e-4, .limit = 2};

@@ -14,7 +14,7 @@ static const float VARIANCE_FLOOR = 1e-3f; /* of p0 |x'|^2: below it P stops shr
 struct sona_instant {
   sona_instant_options o;
   sona_calibration calibration;
-  size_t side, ld;  /* of P: dim + 1 */
+  size_t side, ld;   /* of P: dim + 1 */
   float *covariance; /* (side, ld), or NULL */
   float *input;      /* (ld): x' */
   float *direction;  /* (ld): q = P x' */

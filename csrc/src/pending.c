@@ -13,9 +13,7 @@ struct sona_pending {
   uint64_t head; /* bytes ever written */
 };
 
-static size_t record_size(size_t dim, size_t count) {
-  return (sizeof(sona_record) + (dim + count) * sizeof(float) + 63) / 64 * 64;
-}
+static size_t record_size(size_t dim, size_t count) { return (sizeof(sona_record) + (dim + count) * sizeof(float) + 63) / 64 * 64; }
 
 sona_status sona_pending_create(size_t capacity, size_t dim, size_t bytes, sona_pending **out) {
   if (capacity < 1 || capacity > UINT32_MAX || dim < 1 || dim > UINT32_MAX) return SONA_EINVAL;

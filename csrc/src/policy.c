@@ -368,7 +368,8 @@ static float chance_of_largest(const float *logit, size_t count, int64_t arm, fl
     const double z = -reach + s * width;
     double product = exp(-0.5 * z * z) * 0.3989422804014327 * width;
     for (size_t i = 0; i < count && product > 1e-12; i++)
-      if ((int64_t)i != arm && logit[i] != -INFINITY) product *= 0.5 * erfc(-(((double)logit[arm] - logit[i]) / sd + z) * 0.7071067811865476);
+      if ((int64_t)i != arm && logit[i] != -INFINITY)
+        product *= 0.5 * erfc(-(((double)logit[arm] - logit[i]) / sd + z) * 0.7071067811865476);
     sum += product;
   }
   return (float)fmin(sum, 1);
@@ -446,8 +447,8 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
       .agreed = (uint8_t)agreed,
       .version = p->version,
   };
-  decision->propensity = agreed || !p->o.guard ? chance
-                                               : (float)(weight[0] * chance + weight[1] * decision->chance[1] + weight[2] * decision->chance[2]);
+  decision->propensity =
+      agreed || !p->o.guard ? chance : (float)(weight[0] * chance + weight[1] * decision->chance[1] + weight[2] * decision->chance[2]);
   p->requests++;
   return SONA_OK;
 }
@@ -565,8 +566,8 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
   if (status) return status;
   if (probability < 0) return SONA_EINVAL;
   if (!d->own) weight *= p->o.off_policy_step;
-  status = sona_instant_step(p->instant, p->adapter, x, p->direction, probability, best_rate(p), reward, weight,
-                             d->own ? SONA_STEP_OWN : 0, step);
+  status = sona_instant_step(p->instant, p->adapter, x, p->direction, probability, best_rate(p), reward, weight, d->own ? SONA_STEP_OWN : 0,
+                             step);
   if (status) return status;
   arm_record *record = &p->records[d->arm];
   if (d->own) {
@@ -590,8 +591,8 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
   return follow_adapter(p, &w); /* here, so that the next request does not pay for it */
 }
 
-sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
-                               sona_outcome *outcome, sona_step *step) {
+sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
+                               float reward, sona_outcome *outcome, sona_step *step) {
   if (!isfinite(reward)) return SONA_ENONFINITE;
   if (reward < 0 || reward > 1 || !sona_policy_alive(p, d->arm) || !known_at(p, d->arm, d->version)) return SONA_EINVAL;
   const float change = reward - outcome->reward;
@@ -615,9 +616,9 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
       sona_calibration_correct(&record->rewarded, outcome->probability, change, record->choices - outcome->arm_step);
   }
   const float rate = best_rate(p);
-  status = stands ? sona_instant_step(p->instant, p->adapter, x, p->direction, probability, rate, reward, outcome->weight,
-                                      SONA_STEP_AGAIN, step)
-                  : sona_instant_revise(p->instant, p->adapter, x, p->direction, probability, rate, change, outcome->weight, step);
+  status =
+      stands ? sona_instant_step(p->instant, p->adapter, x, p->direction, probability, rate, reward, outcome->weight, SONA_STEP_AGAIN, step)
+             : sona_instant_revise(p->instant, p->adapter, x, p->direction, probability, rate, change, outcome->weight, step);
   if (status) return status;
   const sona_adapter_info after = sona_adapter_describe(p->adapter);
   outcome->reward = reward;

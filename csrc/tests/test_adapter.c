@@ -1,10 +1,9 @@
 /* The adapter against dense double matrices: what it adds is the sum of the pairs, whatever was folded or truncated in between. */
-#include "sona/adapter.h"
-
 #include <stdlib.h>
 
 #include "../src/random.h"
 #include "check.h"
+#include "sona/adapter.h"
 
 enum { DIM = 37, PAIRS = 200 };
 

@@ -13,15 +13,15 @@ static sona_adapter *adapter;
 static float up[DIM], down[DIM], x[DIM];
 static float added; /* what the pair adds to y[0] */
 static atomic_int done;
-static atomic_long empty, full;
+static atomic_long seen[2]; /* how often the correction was nothing, and one pair */
 
 static void *read_loop(void *unused) {
   (void)unused;
   sona_reader *reader = sona_reader_acquire(adapter);
-  long seen[2] = {0, 0};
+  long rounds = 0;
   while (!atomic_load_explicit(&done, memory_order_relaxed)) {
     float y[2][DIM] = {{0}};
-    if (seen[0] % 5 == 4) { /* a batch is one moment too */
+    if (rounds % 5 == 4) { /* a batch is one moment too */
       float rows[2][DIM];
       memcpy(rows[0], x, sizeof x);
       memcpy(rows[1], x, sizeof x);
@@ -32,15 +32,13 @@ static void *read_loop(void *unused) {
     }
     const int is_full = y[0][0] > added / 2;
     CHECK_NEAR(y[0][0], is_full ? added : 0, 2e-3 * added);
-    seen[is_full]++;
-    if (seen[0] % 1000 == 999) { /* another thread's life */
+    atomic_fetch_add_explicit(&seen[is_full], 1, memory_order_relaxed);
+    if (++rounds % 1000 == 0) { /* another thread's life */
       sona_reader_release(reader);
       reader = sona_reader_acquire(adapter);
     }
   }
   sona_reader_release(reader);
-  atomic_fetch_add(&empty, seen[0]);
-  atomic_fetch_add(&full, seen[1]);
   return NULL;
 }
 
@@ -58,14 +56,14 @@ int main(void) {
 
   pthread_t threads[READERS];
   for (int i = 0; i < READERS; i++) pthread_create(&threads[i], NULL, read_loop, NULL);
-  for (int step = 0; step < STEPS; step++) {
+  for (int step = 0; step < STEPS || (step < 200 * STEPS && !(atomic_load(&seen[0]) && atomic_load(&seen[1]))); step++) {
     CHECK_EQ(sona_adapter_append(adapter, step % 2 ? -1 : 1, up, down, 0), SONA_OK);
     if (step % 7 == 0) sona_adapter_fold(adapter);
     if (step % 31 == 0) CHECK_EQ(sona_adapter_truncate(adapter), SONA_OK);
   }
   atomic_store(&done, 1);
   for (int i = 0; i < READERS; i++) pthread_join(threads[i], NULL);
-  CHECK(atomic_load(&empty) > 0 && atomic_load(&full) > 0);
+  CHECK(atomic_load(&seen[0]) > 0 && atomic_load(&seen[1]) > 0);
   CHECK(sona_adapter_describe(adapter).truncations > STEPS / 31);
   sona_adapter_destroy(adapter);
   return check_done("adapter_threads");

@@ -1,9 +1,8 @@
 /* The policy as an embedder meets it: it learns which arm is right, its propensities are what happens, and it does not allocate. */
-#include "sona/policy.h"
-
 #include "../src/random.h"
 #include "check.h"
 #include "sona/pending.h"
+#include "sona/policy.h"
 
 enum { DIM = 24, ARMS = 5 };
 

@@ -1,6 +1,7 @@
 """A low-rank adapter that learns one pair at a time, over sona/adapter.h."""
 
 cimport numpy as cnp
+from libc.math cimport isfinite
 from libc.string cimport memcpy
 
 from sona._arrays cimport sona_is_input, sona_is_output
@@ -248,9 +249,11 @@ cdef class Adapter:
         """Move every row by learning_rate times the mean accumulated gradient, in one publication, and clear the sums."""
         if self.accumulated == 0:
             return
-        if not (learning_rate == learning_rate and abs(learning_rate) < float("inf")):
-            raise SonaValueError(f"learning_rate: expected a finite number, got {learning_rate}")
-        step = np.float32(learning_rate / self.accumulated)
+        cdef float step = <float> (learning_rate / self.accumulated)
+        if not isfinite(step):
+            raise SonaValueError(f"learning_rate: expected a number within the range of float32, got {learning_rate}")
         d_down, d_up = self.gradients()
-        self.assign(self.down + step * d_down, self.up + step * d_up, self.offset, sona_adapter_describe(self.handle).base)
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum that is not finite is refused by assign
+            down, up = self.down + np.float32(step) * d_down, self.up + np.float32(step) * d_up
+        self.assign(down, up, self.offset, sona_adapter_describe(self.handle).base)
         self.count = 0

@@ -36,6 +36,8 @@ class BaseLoRA:
     ) -> None:
         if num_layers < 1:
             raise SonaValueError(f"num_layers: expected at least 1, got {num_layers}")
+        if not 1 <= rank <= hidden_dim:
+            raise SonaValueError(f"rank: expected 1 to hidden_dim={hidden_dim}, got {rank}")
         self.hidden_dim = hidden_dim
         self.rank = rank
         self.alpha = float(rank)
@@ -85,9 +87,9 @@ class BaseLoRA:
             arrays = load_file(Path(path))
             layers = 1 + max(int(name.split(".")[0]) for name in arrays)
             shapes = [arrays[f"{index}.down"].shape for index in range(layers)]
-            base = cls(shapes[0][1], max(1, max(rows for rows, _ in shapes)), layers, isa=isa)
+            base = cls(shapes[0][1], min(max(1, *(rows for rows, _ in shapes)), shapes[0][1]), layers, isa=isa)
             for index, layer in enumerate(base.layers):
                 layer.assign(*(arrays[f"{index}.{part}"] for part in ("down", "up", "offset")))
-        except (SafetensorError, KeyError, ValueError, IndexError) as error:
+        except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
             raise SonaCorruptError(f"{path}: expected the layers that BaseLoRA.save writes, got: {error}") from error
         return base

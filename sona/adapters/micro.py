@@ -35,6 +35,8 @@ class MicroLoRA(Adapter):
     def __new__(cls, hidden_dim: int, rank: int = 1, *, seed: int = 0, isa: str | None = None) -> "MicroLoRA":
         if rank not in (1, 2):
             raise SonaValueError(f"rank: expected 1 or 2, got {rank!r}")
+        if rank > hidden_dim:
+            raise SonaValueError(f"rank: expected at most hidden_dim={hidden_dim}, got {rank}")
         self = super().__new__(
             cls, hidden_dim, rank=rank, rank_max=rank, micro=rank, window=rank, max_discard=0.0, scale=1 / math.sqrt(rank), isa=isa
         )

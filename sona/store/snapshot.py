@@ -397,9 +397,9 @@ def _sweep(directory: int, where: str) -> None:
             continue
         except (OSError, SonaCorruptError, ValueError, KeyError, TypeError, RecursionError):
             named = None  # it may name data that could still be rescued by hand
-    with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
-            if name.startswith(TEMPORARY) or (named is not None and DATA_NAME.fullmatch(name) and name not in named):
+    for name in os.listdir(directory):
+        if name.startswith(TEMPORARY) or (named is not None and DATA_NAME.fullmatch(name) and name not in named):
+            with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=directory)
 
 
@@ -407,12 +407,17 @@ def _read_regular(directory: int, where: str, name: str, limit: int) -> bytes:
     """All of a regular file of at most `limit` bytes, symbolic links not followed."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+                raise SonaCorruptError(f"{where}: expected {name} to be a file of at most {limit} bytes, got {found.st_size}")
+            with open(fd, "rb", closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(fd)
     except OSError as exc:
         if exc.errno == errno.ELOOP:
             raise SonaCorruptError(f"{where}: expected {name} to be a file, got a symbolic link") from exc
+        if exc.errno == errno.EIO:
+            raise SonaCorruptError(f"{where}: {name} cannot be read: {exc.strerror}") from exc
         raise
-    with open(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
-            raise SonaCorruptError(f"{where}: expected {name} to be a file of at most {limit} bytes, got {found.st_size}")
-        return file.read(limit)

@@ -41,10 +41,10 @@ typedef struct sona_adapter_info {
   size_t base, total;                       /* rows */
   uint64_t generation;                      /* counts published blocks: rows of one generation never change */
   uint64_t truncations;
-  double discarded;      /* share of the energy that the latest truncation dropped */
-  double discarded_sum;  /* sum of the shares over all truncations */
-  uint64_t over_budget;  /* truncations that had to discard more than max_discard at rank_max */
-  size_t bytes;          /* of all blocks */
+  double discarded;     /* share of the energy that the latest truncation dropped */
+  double discarded_sum; /* sum of the shares over all truncations */
+  uint64_t over_budget; /* truncations that had to discard more than max_discard at rank_max */
+  size_t bytes;         /* of all blocks */
 } sona_adapter_info;
 
 /* SONA_EINVAL for a size out of range, SONA_ENOMEM; *out is untouched on failure. */

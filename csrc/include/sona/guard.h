@@ -22,7 +22,7 @@ extern "C" {
 
 typedef struct sona_guard {
   double log_weight[SONA_GUARD_MODELS];
-  int models; /* the first 2 until there is an older copy, then 3 */
+  int models;               /* the first 2 until there is an older copy, then 3 */
   double rewards, outcomes; /* decayed sums: mean = rewards / outcomes */
   double floor, rate, share, limit;
   uint64_t updates;

@@ -37,8 +37,8 @@ typedef struct sona_instant_options {
 typedef struct sona_step {
   float expected;   /* p */
   float confidence; /* c */
-  float advantage; /* adv */
-  float curvature; /* h */
+  float advantage;  /* adv */
+  float curvature;  /* h */
   float sigma;
   float gain;      /* g times the weight: the coefficient of v */
   double surprise; /* r - p, zero-mean while calibrated */
@@ -57,10 +57,10 @@ void sona_instant_destroy(sona_instant *instant); /* accepts NULL */
 enum { SONA_STEP_OWN = 1, SONA_STEP_AGAIN = 2 };
 
 /* Learns from one outcome.  x and v (dim); probability is pi of the shown action in [0, 1], or NaN when the caller has none: then the
- * running mean of the rewards stands in for p, which is weaker.  rate in [0, 1], see above.  reward in [0, 1].  weight in (0, 1] scales the step.  flags:
- * SONA_STEP_OWN, the policy would have chosen the action itself (only such outcomes calibrate); SONA_STEP_AGAIN, the outcome has been
- * counted before: neither P nor the calibration moves.  report may be NULL.
- * SONA_EINVAL, SONA_ENONFINITE and SONA_ENOMEM leave everything as it was. */
+ * running mean of the rewards stands in for p, which is weaker.  rate in [0, 1], see above.  reward in [0, 1].  weight in (0, 1] scales the
+ * step.  flags: SONA_STEP_OWN, the policy would have chosen the action itself (only such outcomes calibrate); SONA_STEP_AGAIN, the outcome
+ * has been counted before: neither P nor the calibration moves.  report may be NULL. SONA_EINVAL, SONA_ENONFINITE and SONA_ENOMEM leave
+ * everything as it was. */
 sona_status sona_instant_step(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability, float rate,
                               float reward, float weight, unsigned flags, sona_step *report);
 

@@ -25,10 +25,10 @@ typedef enum sona_model { SONA_CURRENT = 0, SONA_FROZEN = 1, SONA_ANCHOR = 2 } s
 
 typedef struct sona_policy_options {
   size_t dim;
-  float tau;              /* > 0 */
-  float thompson_scale;   /* >= 0: posterior samples are this many standard deviations wide */
-  float off_policy_step;  /* in (0, 1]: step size where the served arm is not the learner's own choice */
-  uint64_t anchor_every;  /* requests between refreshes of the older copy; 0: never */
+  float tau;             /* > 0 */
+  float thompson_scale;  /* >= 0: posterior samples are this many standard deviations wide */
+  float off_policy_step; /* in (0, 1]: step size where the served arm is not the learner's own choice */
+  uint64_t anchor_every; /* requests between refreshes of the older copy; 0: never */
   uint64_t seed;
   sona_explore explore;
   int guard; /* 0: serve the learner alone */
