@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMP := $(VENV)/.installed
+COMMA := ,
 
-.PHONY: help install demo test lint check-all bench bench-learning asv-compare clean
+.PHONY: help install install-dev demo test lint check-all bench bench-learning asv-compare clean
 
 help:
 	@echo "make demo            install into .venv and stream real data through a Router"
@@ -15,19 +16,31 @@ help:
 	@echo "make bench-learning  regret against frozen and swept peers"
 	@echo "make asv-compare BASE=<revision>   fail when a benchmark is 15 % slower than BASE"
 
+# $(1): extras. The log is shown when something fails.
+install_with = $(BIN)/python -m pip install --no-build-isolation --config-settings editable_mode=compat --editable '.[$(1)]' \
+	>> $(VENV)/install.log 2>&1 || (cat $(VENV)/install.log; exit 1)
+
 $(STAMP): pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --config-settings editable_mode=compat --editable '.[dev]'
-	touch $(STAMP)
+	@echo "installing into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --upgrade pip 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0' > $(VENV)/install.log 2>&1 || (cat $(VENV)/install.log; exit 1)
+	@$(call install_with,plot)
+	@touch $(STAMP)
+
+$(STAMP)-dev: $(STAMP)
+	@echo "installing what the tests need"
+	@$(call install_with,dev)
+	@touch $(STAMP)-dev
 
 install: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_clib build_ext --inplace
 
+install-dev: $(STAMP)-dev install
+
 demo: install
 	$(BIN)/sona demo
 
-lint: install
+lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/cython-lint sona
@@ -44,14 +57,15 @@ check-all: test
 	$(BIN)/python -m pytest -m slow
 
 bench: install
-	$(BIN)/python -m pip install --quiet '.[bench]' --no-build-isolation
+	@$(call install_with,plot$(COMMA)bench)
 	$(BIN)/python asv_benchmarks/table.py
 
 bench-learning: install
+	@$(call install_with,bench)
 	$(BIN)/python asv_benchmarks/learning_table.py
 
 asv-compare: install
-	$(BIN)/python -m pip install --quiet asv virtualenv
+	@$(call install_with,bench)
 	cd asv_benchmarks && ../$(BIN)/asv continuous --factor 1.15 --split $(BASE) HEAD
 
 clean:

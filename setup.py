@@ -9,7 +9,6 @@ from shutil import copy
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-from setuptools.command.build_clib import build_clib
 from setuptools.command.build_py import build_py
 
 C_FLAGS = ["-O3", "-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
@@ -17,10 +16,6 @@ C_FLAGS += os.environ.get("SONA_CFLAGS", "").split()  # sanitizers and coverage
 LINK_FLAGS = os.environ.get("SONA_LDFLAGS", "").split() + ([] if sys.platform == "darwin" else ["-lm"])
 SOURCES = sorted(glob("csrc/src/*.c"))
 HEADERS = sorted(glob("csrc/include/sona/*.h") + glob("csrc/src/*.h"))
-
-
-class BuildCore(build_clib):
-    """Reads OS/CPU headers changes too: setuptools compares only what obj_deps names."""
 
 
 class BuildPython(build_py):
@@ -49,7 +44,7 @@ def extension(path):
 
 
 setup(
-    cmdclass={"build_py": BuildPython, "build_clib": BuildCore},
+    cmdclass={"build_py": BuildPython},
     libraries=[
         (
             "sona",
@@ -64,6 +59,7 @@ setup(
     ext_modules=cythonize(
         [extension(path) for path in sorted(glob("sona/**/*.pyx", recursive=True))],
         build_dir="build/cython",
+        quiet=True,
         compiler_directives={"language_level": 3, "embedsignature": True, "binding": False},
     ),
 )

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     labelled.add_argument("--no-prior", action="store_true", help="random orthonormal arm vectors instead")
     labelled.add_argument("--held-out", type=_share, default=0.2, metavar="SHARE", help="share of rows never streamed (default: 0.2)")
     labelled.add_argument("--standardise", action="store_true", help="bring every feature to mean 0 and deviation 1 first")
+    labelled.add_argument("--shuffle", action="store_true", help="stream the rows in random order instead of the file's")
     logged = replay.add_argument_group("logged decisions")
     logged.add_argument("--arms", metavar="FILE", help="JSON file of arm vectors, {name: [numbers], ...}")
     logged.add_argument("--uniform", action="store_true", help="the log drew its arms uniformly at random: propensity = 1 / candidates")
@@ -163,6 +164,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         prior=not arguments.no_prior,
         held_out=arguments.held_out,
         standardise=arguments.standardise,
+        shuffle=arguments.shuffle,
         label=arguments.label,
         arms=arguments.arms,
         uniform=arguments.uniform,

@@ -17,7 +17,7 @@ from sona.loops._policy import Decision, Policy
 Arm = Hashable
 Explore = Literal["greedy", "thompson", "softmax"]
 
-_LOG_BYTES = 8 << 20  # decisions between two groups that the writer moves to the store
+_LOG_BYTES = 16 << 20  # decisions between two groups that the writer moves to the store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -303,7 +303,7 @@ class Router:
         Learn from decisions of another policy, in order; returns how many.
 
         Each row is a LoggedDecision or (x, arm, reward). A step is a full one where the router would have made the same choice and a
-        smaller one elsewhere. Nothing is written to the store but, later, the state.
+        smaller one elsewhere. With a store, the learned state is durable on return; the rows themselves are not kept.
         """
         self._check_open()
         count = 0
@@ -311,6 +311,8 @@ class Router:
             logged = row if isinstance(row, LoggedDecision) else LoggedDecision(x=row[0], arm=row[1], reward=row[2])
             self._policy.learn_logged(logged.x, logged.arm, self.engine._unit(logged.reward), logged.candidates)
             count += 1
+        if self._journal is not None and self._journal.leading:
+            self._journal.save()
         return count
 
     # ---- state ----

@@ -52,6 +52,15 @@ def _natural(value: Any, bits: int, name: str) -> int:
     return int(result)
 
 
+def _weights(value: Any) -> Floats | None:
+    """Attention weights; some callers say "none" with an empty list."""
+    try:
+        empty = len(value) == 0
+    except TypeError:  # no sequence: frozen says so
+        empty = False
+    return None if empty else frozen(value, None, "attention_weights")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrajectoryStep:
     """
@@ -92,8 +101,7 @@ class TrajectoryStep:
         put = object.__setattr__  # the dataclass is frozen for everyone else
         put(self, "activations", frozen(self.activations, None, "activations"))
         if self.attention_weights is not None:
-            empty = np.size(self.attention_weights) == 0
-            put(self, "attention_weights", None if empty else frozen(self.attention_weights, None, "attention_weights"))
+            put(self, "attention_weights", _weights(self.attention_weights))
         if self.reward is not None:
             put(self, "reward", finite(self.reward, "reward"))
         put(self, "timestamp", finite(self.timestamp, "timestamp"))
@@ -152,6 +160,7 @@ class QueryTrajectory:
 
     def rewarded(self, reward: float) -> Self:
         """The same trajectory with `reward` in each step that has none."""
+        reward = finite(reward, "reward")
         return replace(self, steps=tuple(replace(step, reward=reward) if step.reward is None else step for step in self.steps))
 
 

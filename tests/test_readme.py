@@ -142,5 +142,5 @@ def test_the_table_of_constants_is_read():
 
 @pytest.mark.parametrize(("value", "name", "path"), constants(), ids=lambda part: part)
 def test_constants_are_those_of_the_sources(value: str, name: str, path: str):
-    got = re.findall(rf"\b{name}\b[^=\n;,(]*=\s*([0-9.]+(?:e-?[0-9]+)?)", text(path))
+    got = re.findall(rf"\b{name}\b[^=<>\n;,(]*=\s*([0-9.]+(?:e-?[0-9]+)?)", text(path))
     assert [float(number) for number in got] == [float(value)] * len(got) != []

@@ -267,7 +267,9 @@ static double run_burst(const struct queue *queue, void *instance, const struct 
   return elapsed / (double)shape->count;
 }
 
-static int ascending(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+static int ascending(const void *a, const void *b) {
+  return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
 
 static double median(double *values, size_t count) {
   qsort(values, count, sizeof *values, ascending);

@@ -1,7 +1,6 @@
 /* The ring on one thread: what fits, what is refused, and that nothing changes where the counters wrap. */
-#include "sona/ring.h"
-
 #include "check.h"
+#include "sona/ring.h"
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -126,11 +125,11 @@ static void a_reservation_is_invisible_until_committed(void) {
   CHECK_EQ(sona_ring_reserve(ring, 16, &record), SONA_OK);
   memcpy(record, "0123456789abcdef", 16);
   CHECK(sona_ring_peek(ring, &size) == NULL);
-  CHECK_EQ(sona_ring_commit(ring, 17), SONA_EINVAL); /* more than was reserved, which stays */
+  CHECK_EQ(sona_ring_commit(ring, 17), SONA_EINVAL);       /* more than was reserved, which stays */
   CHECK_EQ(sona_ring_reserve(ring, 10, &record), SONA_OK); /* forgets the first */
   CHECK_EQ(sona_ring_commit(ring, 17), SONA_EINVAL);
   CHECK(sona_ring_peek(ring, &size) == NULL);
-  CHECK_EQ(sona_ring_commit(ring, 3), SONA_OK); /* less than was reserved: the rest is free again */
+  CHECK_EQ(sona_ring_commit(ring, 3), SONA_OK);     /* less than was reserved: the rest is free again */
   CHECK_EQ(sona_ring_commit(ring, 3), SONA_EINVAL); /* once only */
   CHECK_EQ(sona_ring_commit(ring, 0), SONA_EINVAL);
   CHECK_EQ(sona_ring_used(ring), 16);
@@ -240,7 +239,10 @@ static void records_of_one_size_need_no_header(void) {
 /* A random mix of sizes against a plain list, far past the wrap of the indices. */
 static void order_and_bytes_survive_the_wrap(void) {
   enum { CAPACITY = 512, STEPS = 100000, QUEUE = CAPACITY / SONA_RING_HEADER };
-  struct { size_t size; unsigned char seed; } queue[QUEUE];
+  struct {
+    size_t size;
+    unsigned char seed;
+  } queue[QUEUE];
   size_t oldest = 0, newest = 0; /* of the list */
   uint64_t dropped = 0;
   unsigned char bytes[CAPACITY];

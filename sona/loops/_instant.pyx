@@ -118,12 +118,15 @@ cdef class Instant:
     def revise(self, Adapter adapter not None, x, v, change, expected=None, double weight=1.0):
         """Apply once the difference that `change` in [-1, 1] of an outcome's reward makes, at today's weights."""
         cdef sona_step report
+        cdef float probability = NAN if expected is None else <float> expected
         if adapter.dim != self.dim:
             raise SonaValueError(f"adapter: expected dim {self.dim}, got {adapter.dim}")
         x = coerce(x, (self.dim,), "x")
         v = coerce(v, (self.dim,), "v")
+        if expected is not None and probability != probability:
+            raise SonaValueError("expected: expected a number in [0, 1], got NaN")
         check(sona_instant_revise(self.handle, adapter.handle, <const float *> cnp.PyArray_DATA(x), <const float *> cnp.PyArray_DATA(v),
-                                  NAN if expected is None else <float> expected, 0, <float> change, <float> weight, &report),
+                                  probability, 0, <float> change, <float> weight, &report),
               f"revise with change in [-1, 1], got change={change}, expected={expected}, weight={weight}")
         return step_dict(&report)
 

@@ -37,10 +37,11 @@ class Learner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Capture:
-    """The learner as it was when `feedback` own rewards had been drained."""
+    """The learner as it was when `feedback` own rewards had been drained and every reward up to number `applied` was learned."""
 
     arrays: Arrays
     feedback: int
+    applied: int
 
 
 def _log_failure(error: Exception) -> None:
@@ -122,7 +123,6 @@ class Journal:
         self._drained = self._written = 0  # own rewards
         self._capture: _Capture | None = None
         self._save_at = save_every
-        self._saving = False
         self.replayed = 0
         self.writer: GroupWriter | None = None
         self._start = start
@@ -187,11 +187,24 @@ class Journal:
         """Save the state, write what is left and end the thread."""
         if self.writer is None or self.writer.closed:
             return
-        self._saving = self.leading
         try:
-            self.writer.flush()
+            if self.leading:
+                self.save()
+            else:
+                self.writer.flush()
         finally:
             self.writer.close()
+
+    def save(self) -> None:
+        """Write everything recorded so far and then the learner's state; both are durable on return. For the holder of the lease."""
+        assert self.writer is not None
+        while True:
+            self.writer.flush()
+            with self.mutex:
+                if not self._feedback and self._drained == self._accounted():  # else another thread was rewarded meanwhile
+                    capture, spans = _Capture(self._learner.state(), self._drained, self._applied), self._spans(0)
+                    break
+        self._put_state(capture, spans)
 
     # ---- writing: called by the writer ----
 
@@ -202,8 +215,8 @@ class Journal:
             feedback, self._feedback = self._feedback, []
             trajectories, self._trajectories = self._trajectories, []
             self._drained += len(feedback)
-            if self.leading and self._capture is None and (self._saving or self._drained >= self._save_at):
-                self._capture = _Capture(self._learner.state(), self._drained)
+            if self.leading and self._capture is None and self._drained >= self._save_at:
+                self._capture = _Capture(self._learner.state(), self._drained, self._applied)
                 self._save_at = self._drained + self._save_every
         return [self._decision_row(*fields) for fields in decisions], feedback, trajectories
 
@@ -236,15 +249,31 @@ class Journal:
             self._own.append((last - rewards + 1, last))
             self._written += rewards
         capture = self._capture
-        if capture is not None and self._written + (self.writer.dropped if self.writer else 0) >= capture.feedback:
+        if capture is not None and self._accounted() >= capture.feedback:
             self._capture = None
-            meta = {
-                "format": STATE_FORMAT,
-                "fingerprint": self._fingerprint,
-                "included": [list(span) for span in self._own if span[1] > self._applied],
-            }
-            self.store.put_state(self.name, encode_state(capture.arrays, meta), self._applied)
+            if capture.applied == self._applied:
+                self._put_state(capture, self._spans(self._accounted() - capture.feedback))
+            else:  # rewards of other processes were learned since: take a new one
+                self._save_at = 0
         self.tick()
+
+    def _accounted(self) -> int:
+        """Own rewards that are durable or given up."""
+        return self._written + (self.writer.dropped if self.writer is not None else 0)
+
+    def _spans(self, later: int) -> list[tuple[int, int]]:
+        """Numbers of own rewards above `_applied`, without the last `later` ones."""
+        spans = []
+        for first, last in reversed(self._own):
+            cut = min(later, last - first + 1)
+            later -= cut
+            if first <= last - cut:
+                spans.append((first, last - cut))
+        return spans[::-1]
+
+    def _put_state(self, capture: _Capture, spans: list[tuple[int, int]]) -> None:
+        meta = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": spans}
+        self.store.put_state(self.name, encode_state(capture.arrays, meta), capture.applied)
 
     # ---- following ----
 
@@ -290,11 +319,12 @@ class Journal:
     def _replay(self) -> None:
         """Learn every reward in the store that is not in the learner yet, in the order of their numbers."""
         while rows := self.store.feedback_after(self._applied):
-            for number, row in rows:
-                if not any(first <= number <= last for first, last in self._own):
-                    self._learn(number, row)
-                self._applied = number
-            self._own = [span for span in self._own if span[1] > self._applied]
+            with self.mutex:
+                for number, row in rows:
+                    if not any(first <= number <= last for first, last in self._own):
+                        self._learn(number, row)
+                    self._applied = number
+                self._own = [span for span in self._own if span[1] > self._applied]
 
     def _learn(self, number: int, row: FeedbackRow) -> None:
         policy = self._learner.policy

@@ -41,6 +41,8 @@ class ReplayOptions:
         Share of the rows, drawn at random, that is never streamed.
     standardise : bool
         Bring every feature to mean 0 and deviation 1, and clip it to six deviations, before use.
+    shuffle : bool
+        Stream the rows in random order instead of the file's (.npz, .csv).
     label : str
         Name of the label column (.csv).
     arms : path, optional
@@ -55,6 +57,7 @@ class ReplayOptions:
     prior: bool = True
     held_out: float = 0.2
     standardise: bool = False
+    shuffle: bool = False
     label: str = "y"
     arms: str | os.PathLike[str] | None = None
     uniform: bool = False
@@ -114,6 +117,8 @@ def _replay_labelled(
     if not len(stream):
         raise SonaValueError(f"expected rows beyond the {options.labelled} labelled ones per class and the held-out share, got none")
     arms = _centroids(x[shown], data.y[shown], len(data.names)) if options.prior else _orthonormal(len(data.names), x.shape[1], rng)
+    if options.shuffle:
+        stream = rng.permutation(stream)
     existed = _exists(options.store)
     with Router(dict(zip(data.names, arms, strict=True)), store=options.store, seed=options.seed, name="replay") as router:
         policies: list[Policy] = [Frozen(arms), Adapted(router)]
@@ -130,6 +135,7 @@ def _replay_labelled(
         "prior": f"centroids of {options.labelled} labelled rows per class" if options.prior else "random orthonormal vectors",
         "held_out_rows": len(held),
         "store_held_state": existed,
+        "sorted_by_class": _runs_of_one_class(data.y[stream]),
         "skipped": bad.count,
         "skipped_first": bad.messages,
         "ignored": data.ignored,
@@ -137,6 +143,12 @@ def _replay_labelled(
         "policies": {name: line.as_json() for name, line in summaries.items()},
         "curve": curves(traces, 0),
     }
+
+
+def _runs_of_one_class(y: npt.NDArray[np.int64]) -> bool:
+    """Whether a row's class mostly follows from the row before, which makes a stream far easier than mixed requests."""
+    shares = np.bincount(y) / len(y)
+    return bool(np.mean(y[1:] == y[:-1]) > shares @ shares + 0.3) if len(y) > 1 else False
 
 
 def _standardised(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -67,6 +67,8 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
     lines = []
     if report["store_held_state"]:
         lines.append("the store was there before: where it has learned from these rows already, the figures above are too good")
+    if report.get("sorted_by_class"):
+        lines.append("the rows come in runs of one class, which is easier than mixed requests: --shuffle mixes them")
     if report["skipped"]:
         lines.append(f"skipped {report['skipped']} bad lines, the first:")
         lines += [f"  {one_line(message)}" for message in report["skipped_first"]]

@@ -48,7 +48,9 @@ sona_status sona_ring_make_room(sona_ring *ring, size_t need); /* at ring->next:
 static inline size_t sona_ring_round_up(size_t size) { return (size + 7) & ~(size_t)7; }
 
 /* The header at an index. */
-static inline size_t *sona_ring_size_at(const sona_ring *ring, size_t index) { return (size_t *)(void *)(ring->data + (index & ring->mask)); }
+static inline size_t *sona_ring_size_at(const sona_ring *ring, size_t index) {
+  return (size_t *)(void *)(ring->data + (index & ring->mask));
+}
 
 SONA_RING_CALL sona_status sona_ring_reserve(sona_ring *ring, size_t size, void **record) {
   if (size < ring->min_record || size > ring->max_record) return SONA_EINVAL;
