@@ -30,7 +30,15 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-RATES = {"c": (1.0, 0.0), "r95": (0.95, 0.85), "r5": (0.5, 0.2), "r2": (0.2, 0.05), "r05": (0.05, 0.01), "f20": (0.8, 0.2), "h5": (0.95, 0.5)}
+RATES = {
+    "c": (1.0, 0.0),
+    "r95": (0.95, 0.85),
+    "r5": (0.5, 0.2),
+    "r2": (0.2, 0.05),
+    "r05": (0.05, 0.01),
+    "f20": (0.8, 0.2),
+    "h5": (0.95, 0.5),
+}
 EMBEDDINGS = {"trec6": "trec_minilm384.npz", "trec50": "trec_minilm384.npz", "ng20": "ng20_minilm384.npz"}
 
 CLEAN_TEXT = tuple(f"{data}:{world}:c" for data in ("trec6", "trec50", "ng20") for world in ("few", "shift"))
@@ -179,7 +187,9 @@ def _labelled(data: str, world: str, rounds: int, rng: np.random.Generator) -> t
     """Rows of a data set in random order, 1/5 or more held out, five examples per class spent on the arms."""
     rows, classes = _source(data)
     if world in ("even", "low", "sup"):
-        classes = {"even": classes % 2, "low": classes < 5, "sup": (classes >= 1) & (classes <= 6) | (classes >= 11) & (classes <= 14)}[world].astype(np.int64)
+        classes = {"even": classes % 2, "low": classes < 5, "sup": (classes >= 1) & (classes <= 6) | (classes >= 11) & (classes <= 14)}[
+            world
+        ].astype(np.int64)
     spare = len(rows) // (4 if data == "digits" else 5)
     order = rng.permutation(len(rows))
     candidates = np.roll(order, -spare)  # the examples come from the streamed part unless a class has none there

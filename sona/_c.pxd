@@ -30,18 +30,19 @@ cdef extern from "sona/kernels.h" nogil:
 
     ctypedef struct sona_kernels:
         const char *isa
-        float (*dot)(const float *a, const float *b, size_t n) noexcept
-        void (*axpy)(float alpha, const float *x, float *y, size_t n) noexcept
-        void (*gemv)(const float *a, size_t lda, const float *x, float *out, size_t rows, size_t n) noexcept
-        void (*gemv_t)(const float *a, size_t lda, const float *coef, float *y, size_t rows, size_t n) noexcept
-        void (*ger)(float alpha, const float *x, const float *y, float *m, size_t ldm, size_t rows, size_t n) noexcept
-        void (*lora_forward)(const sona_lora *w, const float *x, float *y) noexcept
-        void (*lora_forward_batch)(const sona_lora *w, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) noexcept
-        void (*lora_gradient)(const sona_lora *w, const float *x, const float *g, float *d_down, float *d_up) noexcept
-        void (*fisher_update)(float *f, const float *g, float decay, size_t n) noexcept
-        void (*ewc_pull)(float *g, const float *f, const float *w, const float *anchor, float lambda_, size_t n) noexcept
-        void (*ewc_scale)(float *g, const float *f, float lambda_, size_t n) noexcept
-        size_t (*top_k)(const float *a, size_t lda, const float *x, size_t rows, size_t n, size_t k, size_t *index, float *score) noexcept
+        float (*dot)(const float *a, const float *b, size_t n) noexcept nogil
+        void (*axpy)(float alpha, const float *x, float *y, size_t n) noexcept nogil
+        void (*gemv)(const float *a, size_t lda, const float *x, float *out, size_t rows, size_t n) noexcept nogil
+        void (*gemv_t)(const float *a, size_t lda, const float *coef, float *y, size_t rows, size_t n) noexcept nogil
+        void (*ger)(float alpha, const float *x, const float *y, float *m, size_t ldm, size_t rows, size_t n) noexcept nogil
+        void (*lora_forward)(const sona_lora *w, const float *x, float *y) noexcept nogil
+        void (*lora_forward_batch)(const sona_lora *w, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) noexcept nogil
+        void (*lora_gradient)(const sona_lora *w, const float *x, const float *g, float *d_down, float *d_up) noexcept nogil
+        void (*fisher_update)(float *f, const float *g, float decay, size_t n) noexcept nogil
+        void (*ewc_pull)(float *g, const float *f, const float *w, const float *anchor, float lambda_, size_t n) noexcept nogil
+        void (*ewc_scale)(float *g, const float *f, float lambda_, size_t n) noexcept nogil
+        size_t (*top_k)(const float *a, size_t lda, const float *x, size_t rows, size_t n, size_t k, size_t *index,
+                        float *score) noexcept nogil
 
     size_t sona_kernels_count()
     const sona_kernels *sona_kernels_at(size_t index)

@@ -223,7 +223,9 @@ class SonaEngine:
         unit = None if quality is None else self._unit(quality)
         trajectory = builder.build(unit, default_reward=unit)
         del self._open[tid]
-        learned = self.loop_a.on_inference(trajectory) if self.enabled else [None] * len(trajectory.steps)
+        learned: list[float | None] = [None] * len(trajectory.steps)
+        if self.enabled:
+            learned = self.loop_a.on_inference(trajectory)
         self._ended[tid] = (trajectory, learned)
         if len(self._ended) > self.config.trajectory_capacity:
             self._ended.popitem(last=False)
@@ -292,7 +294,7 @@ class SonaEngine:
     @property
     def state_bytes(self) -> int:
         """Bytes of everything learned: adapters and their preconditioners."""
-        return sum(a.info()["bytes"] for a in self.adapters) + sum(i.bytes for i in self.instants)
+        return sum(int(a.info()["bytes"]) for a in self.adapters) + sum(int(i.bytes) for i in self.instants)
 
     # ---- state ----
 

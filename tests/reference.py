@@ -3,6 +3,7 @@
 Every constant of the rule that a test depends on is in this block and nowhere else in the tests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ P0 = 0.2
 CONSTANT = 0.3
 # csrc/src/guard.c
 GUARD_MEMORY = 0.99
-GUARD_HANDICAP = 3.0
+GUARD_HANDICAP = 5.0
 GUARD_LIMIT = 2.0
 
 
@@ -166,8 +167,8 @@ class Shown:
     """A decision as the policy remembers it."""
 
     x: Array
-    candidates: list[int]
-    arm: int
+    candidates: tuple[Any, ...]
+    arm: Any
     own: bool
     reward: float | None = None
     probability: float = 0.0
@@ -178,55 +179,50 @@ class Shown:
 
 
 class PolicyRule:
-    """Softmax over arm vectors seen through a dense correction, without guard or exploration; sona/policy.h."""
+    """Softmax over arm vectors seen through a dense correction, without guard or exploration; sona/policy.h. Arms go by name."""
 
-    def __init__(
-        self, arms: Any, *, tau: float = TAU, p0: float = P0, constant: float = CONSTANT, full: bool = False, costs: Any = None
-    ) -> None:
-        self.arms = {k: unit(e) for k, e in enumerate(arms)}
-        self.costs = dict(enumerate(np.zeros(len(arms)) if costs is None else np.asarray(costs, np.float64)))
+    def __init__(self, arms: dict[Any, Any], *, tau: float = TAU, p0: float = P0, constant: float = CONSTANT, full: bool = False) -> None:
+        dim = len(next(iter(arms.values())))
         self.tau = tau
-        self.delta = Dense(len(self.arms[0]))
-        self.instant = InstantRule(len(self.arms[0]), p0=p0, constant=constant, full=full, actions=len(arms))
-        self.records = {k: [0.0, 0.0, 0] for k in self.arms}  # R_k, Q_k, own choices
+        self.delta = Dense(dim)
+        self.instant = InstantRule(dim, p0=p0, constant=constant, full=full)
+        self.vectors: dict[Any, Array] = {}  # of open arms, and of closed ones whose row nobody has taken
+        self.open: set[Any] = set()
+        self.costs: dict[Any, float] = {}
+        self.records: dict[Any, list[float]] = {}  # R_k, Q_k, own choices
+        for name, vector in arms.items():
+            self.add_arm(name, vector)
 
-    def add_arm(self, row: int, vector: Any, cost: float = 0.0) -> None:
-        self.arms[row] = unit(vector)
-        self.costs[row] = cost
-        self.records[row] = [0.0, 0.0, 0]
-        self.instant.actions = len(self.arms)
+    def add_arm(self, name: Any, vector: Any, cost: float = 0.0, *, takes_row_of: Any = None) -> None:
+        self.vectors.pop(takes_row_of, None)
+        self.vectors[name] = unit(vector)
+        self.costs[name] = cost
+        self.records[name] = [0.0, 0.0, 0]
+        self.open.add(name)
+        self.instant.actions = len(self.open)
 
-    def remove_arm(self, row: int) -> None:
-        del self.arms[row]
-        self.instant.actions = len(self.arms)
+    def remove_arm(self, name: Any) -> None:
+        self.open.remove(name)
+        self.instant.actions = len(self.open)
 
-    def logits(self, x: Any, candidates: list[int]) -> Array:
+    def probabilities(self, x: Any, candidates: Sequence[Any]) -> Array:
         y = unit(x) + self.delta(unit(x))
-        return np.array([self.arms[k] @ y for k in candidates]) / self.tau
+        return softmax([self.vectors[name] @ y / self.tau for name in candidates])
 
-    def probabilities(self, x: Any, candidates: list[int] | None = None) -> Array:
-        return softmax(self.logits(x, self._open(candidates)))
-
-    def utilities(self, x: Any, candidates: list[int] | None = None) -> Array:
+    def utilities(self, x: Any, candidates: Sequence[Any]) -> Array:
         """What the first choice maximises: pi, or c pi - cost where arms have costs."""
-        rows = self._open(candidates)
-        pi = self.probabilities(x, rows)
+        pi = self.probabilities(x, candidates)
         if not any(self.costs.values()):
             return pi
-        return max(self.instant.confidence, self.best_rate()) * pi - np.array([self.costs[k] for k in rows])
-
-    def _open(self, candidates: list[int] | None) -> list[int]:
-        return sorted(self.arms) if candidates is None else list(candidates)
+        return max(self.instant.confidence, self.best_rate()) * pi - np.array([self.costs[name] for name in candidates])
 
     def best_rate(self) -> float:
         everywhere = self.instant.confidence
-        rates = [(r + PRIOR * everywhere) / (q + PRIOR) for k, (r, q, _) in self.records.items() if k in self.arms]
-        return min(1.0, max(rates))
+        return min(1.0, max((r + PRIOR * everywhere) / (q + PRIOR) for r, q, _ in (self.records[name] for name in self.open)))
 
-    def show(self, x: Any, arm: int, candidates: list[int] | None = None) -> Shown:
+    def show(self, x: Any, arm: Any, candidates: Sequence[Any]) -> Shown:
         """Remember a decision; the arm is given, so that a tie in float32 cannot tell the two apart."""
-        rows = self._open(candidates)
-        return Shown(unit(x), rows, arm, own=rows[int(np.argmax(self.utilities(x, rows)))] == arm)
+        return Shown(unit(x), tuple(candidates), arm, own=candidates[int(np.argmax(self.utilities(x, candidates)))] == arm)
 
     def learn(self, d: Shown, reward: float) -> None:
         pi, v = self._direction(d)
@@ -235,9 +231,7 @@ class PolicyRule:
         record = self.records[d.arm]
         if d.own:
             more = calibration_gain(pi, reward)
-            record[0] = MEMORY * record[0] + more[0]
-            record[1] = MEMORY * record[1] + more[1]
-            record[2] += 1
+            record[:] = MEMORY * record[0] + more[0], MEMORY * record[1] + more[1], record[2] + 1
         d.reward, d.probability, d.step, d.arm_step = reward, pi, self.instant.steps, int(record[2])
 
     def revise(self, d: Shown, reward: float, *, stands: bool) -> None:
@@ -261,16 +255,18 @@ class PolicyRule:
         d.reward = reward
 
     def _direction(self, d: Shown) -> tuple[float, Array]:
-        pi = softmax(self.logits(d.x, d.candidates))
-        shown = np.array([float(k == d.arm) for k in d.candidates])
-        v = sum((s - p) * self.arms[k] for s, p, k in zip(shown, pi, d.candidates, strict=True)) / self.tau
-        return float(pi @ shown), np.asarray(v)
+        known = [name for name in d.candidates if name in self.vectors]
+        pi = self.probabilities(d.x, known)
+        v = np.zeros(len(d.x))
+        for name, p in zip(known, pi, strict=True):
+            v += (float(name == d.arm) - p) * self.vectors[name] / self.tau
+        return float(pi[known.index(d.arm)]), v
 
 
 class GuardRule:
     """Exp3.S over two or three models; sona/guard.h."""
 
-    def __init__(self, odds: float, *, floor: float = 0.005, rate: float = 0.4, share: float = 1e-4) -> None:
+    def __init__(self, odds: float, *, floor: float = 0.002, rate: float = 0.2, share: float = 1e-4) -> None:
         self.floor, self.rate, self.share = floor, rate, share
         self.log_weight = np.array([np.log(odds), 0.0])
         self.rewards = self.outcomes = 0.0

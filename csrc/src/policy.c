@@ -359,17 +359,27 @@ static int64_t sample_softmax(sona_policy *p, const float *pi, const int32_t *ca
   return drawn;
 }
 
-/* P(arm has the largest logit) when each is off by an independent normal of deviation sd: trapezoid over the arm's own error. */
-static float chance_of_largest(const float *logit, size_t count, int64_t arm, float sd) {
+/* Deviation of each logit: that of x under P; with the identity, whose P never shrinks, the arm's count takes its place. */
+static void posterior_deviation(sona_policy *p, const float *x, const int32_t *candidates, size_t count, float *deviation) {
+  size_t side, ld;
+  const int shrinks = sona_instant_covariance(p->instant, &side, &ld) != NULL;
+  const float all = p->o.thompson_scale * sqrtf(fmaxf(sona_instant_variance(p->instant, x), 0)) / p->o.tau;
+  for (size_t i = 0; i < count; i++) {
+    const arm_record *record = &p->records[candidates ? (size_t)candidates[i] : i];
+    deviation[i] = shrinks ? all : all * (float)sqrt(PRIOR / (PRIOR + (double)record->choices));
+  }
+}
+
+/* P(arm has the largest logit) when each is off by an independent normal: trapezoid over the arm's own error. */
+static float chance_of_largest(const float *logit, const float *deviation, size_t count, int64_t arm) {
   enum { STEPS = 48 };
   const double reach = 6, width = 2 * reach / STEPS;
   double sum = 0;
   for (int s = 0; s <= STEPS; s++) {
-    const double z = -reach + s * width;
+    const double z = -reach + s * width, own = logit[arm] + deviation[arm] * z;
     double product = exp(-0.5 * z * z) * 0.3989422804014327 * width;
     for (size_t i = 0; i < count && product > 1e-12; i++)
-      if ((int64_t)i != arm && logit[i] != -INFINITY)
-        product *= 0.5 * erfc(-(((double)logit[arm] - logit[i]) / sd + z) * 0.7071067811865476);
+      if ((int64_t)i != arm && logit[i] != -INFINITY) product *= 0.5 * erfc(-(own - logit[i]) / deviation[i] * 0.7071067811865476);
     sum += product;
   }
   return (float)fmin(sum, 1);
@@ -419,14 +429,13 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
   const int64_t own = which[SONA_CURRENT];
   const sona_explore explore = p->disabled ? SONA_GREEDY : p->o.explore;
   const float *mass = NULL; /* the learner's distribution, where it is one */
-  float spread = 0;
   if (explore == SONA_SOFTMAX) {
     which[SONA_CURRENT] = sample_softmax(p, probability, candidates, count, own, p->work);
     mass = p->work;
   } else if (explore == SONA_THOMPSON) {
-    spread = p->o.thompson_scale * sqrtf(fmaxf(sona_instant_variance(p->instant, x), 0)) / p->o.tau;
-    for (size_t i = 0; i < count; i++) p->work[i] = p->current[i] + spread * (float)sona_random_normal(&p->random);
-    which[SONA_CURRENT] = first_choice(p, p->work, candidates, count, p->anchor, 0);
+    posterior_deviation(p, x, candidates, count, p->anchor);
+    for (size_t i = 0; i < count; i++) p->work[i] = p->current[i] + p->anchor[i] * (float)sona_random_normal(&p->random);
+    which[SONA_CURRENT] = first_choice(p, p->work, candidates, count, p->frozen, 0);
   }
 
   double weight[SONA_GUARD_MODELS] = {1};
@@ -439,7 +448,8 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
   }
   float chance = arm == which[SONA_CURRENT];
   if (mass) chance = mass[arm];
-  if (explore == SONA_THOMPSON && spread > 0) chance = p->has_cost ? NAN : chance_of_largest(p->current, count, arm, spread);
+  if (explore == SONA_THOMPSON && p->o.thompson_scale > 0)
+    chance = p->has_cost ? NAN : chance_of_largest(p->current, p->anchor, count, arm);
   *decision = (sona_decision){
       .arm = candidates ? candidates[arm] : (int32_t)arm,
       .chance = {chance, arm == which[SONA_FROZEN], p->guard.models == SONA_GUARD_MODELS && arm == which[SONA_ANCHOR]},
@@ -596,6 +606,7 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
   if (!isfinite(reward)) return SONA_ENONFINITE;
   if (reward < 0 || reward > 1 || !sona_policy_alive(p, d->arm) || !known_at(p, d->arm, d->version)) return SONA_EINVAL;
   const float change = reward - outcome->reward;
+  if (change == 0) return SONA_OK;
   sona_status status = SONA_OK;
   const sona_adapter_info before = sona_adapter_describe(p->adapter);
   const int stands = outcome->generation == before.generation && outcome->row < before.total;

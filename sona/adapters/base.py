@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sona._arrays import Floats, coerce, output
+from sona._arrays import Floats, output
+from sona.adapters._layers import forward_layers
 from sona.adapters._lora import Adapter
 from sona.errors import SonaCorruptError, SonaValueError
 
@@ -54,10 +55,7 @@ class BaseLoRA:
 
     def forward(self, x: Floats, out: Floats) -> None:
         """out[i] += delta_i(x[i]) for every layer i; x and out have shape (num_layers, hidden_dim)."""
-        x = coerce(x, (len(self.layers), self.hidden_dim), "x")
-        out = output(out, (len(self.layers), self.hidden_dim), "out")
-        for layer, row, to in zip(self.layers, x, out, strict=True):
-            layer.forward(row, to)
+        forward_layers(self.layers, x, out)
 
     def merge_weights(self, weights: Floats, layer: int) -> None:
         """weights += delta, in place: x @ weights then includes what `forward_layer` adds. weights is (hidden_dim, hidden_dim) float32."""
@@ -72,7 +70,7 @@ class BaseLoRA:
         """Write one safetensors file with down and up of every layer."""
         from safetensors.numpy import save_file
 
-        arrays = {}
+        arrays: dict[str, Floats] = {}
         for index, layer in enumerate(self.layers):
             arrays |= {f"{index}.down": layer.down, f"{index}.up": layer.up, f"{index}.offset": layer.offset}
         save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, {"hidden_dim": str(self.hidden_dim)})

@@ -150,7 +150,7 @@ cdef class Policy:
     """
 
     def __cinit__(self, Adapter adapter not None, Instant instant not None, *, double tau=0.1, explore="greedy", bint guard=True,
-                  double thompson_scale=0.3, double off_policy_step=0.3, Py_ssize_t anchor_every=500, bint normalize=True,
+                  double thompson_scale=0.1, double off_policy_step=0.3, Py_ssize_t anchor_every=500, bint normalize=True,
                   Py_ssize_t pending=8192, Py_ssize_t log_bytes=0, seed=0, first_id=1):
         cdef sona_policy_options options
         cdef sona_ring_options ring
@@ -405,9 +405,8 @@ cdef class Policy:
         if not sona_policy_alive(self.handle, record.decision.arm):
             self.unknown += 1
             return False
+        cdef bint again = record.learned and <float> reward == record.outcome.reward
         if record.learned:
-            if <float> reward == record.outcome.reward:
-                return True
             status = sona_policy_revise(self.handle, record.x, sona_record_candidates(record), record.count, &record.decision,
                                         <float> reward, &record.outcome, &step)
         else:
@@ -419,7 +418,7 @@ cdef class Policy:
         if status:
             check(status, f"feedback {reward} for decision {record.id}")
         if record.learned:
-            self.revised += 1
+            self.revised += not again
         else:
             self.learned += 1
             self.surprise += 0.02 * (step.surprise - self.surprise)

@@ -89,7 +89,7 @@ sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t
                               float reward, float weight, sona_outcome *outcome, sona_step *step);
 
 /* Another reward for a decision already learned from: takes the old step back exactly while its row still stands, else applies the
- * difference once.  The guard keeps the first reward. */
+ * difference once.  The guard keeps the first reward; the same reward again changes nothing.  SONA_EINVAL as above. */
 sona_status sona_policy_revise(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
                                float reward, sona_outcome *outcome, sona_step *step);
 

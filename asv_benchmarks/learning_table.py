@@ -1,0 +1,223 @@
+"""Does it learn?  Prints regret against the frozen model and against peers at the best of their sweeps, and what the guard costs and saves.
+
+    python asv_benchmarks/learning_table.py [--seeds 10-14] [--quick] [--json FILE] [--peers FILE]
+
+The text streams need SONA_DATA, the directory of the embeddings; without it they are left out with a message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+import streams
+from measure import GUARD_SETS, GuardRow, PeerFile, Regrets, geometric_mean, guard_row, regrets
+
+LINEAR = ("LinUCB", "LinTS")
+PEERS = (*LINEAR, "logistic")
+ODD = (
+    "digits:onearm:c",
+    "digits:even:c",
+    "digits:graded:c",
+    "gauss200:few:c",
+    "gauss200:shift:c",
+    "gauss1000:shift:c",
+    "digits:few:c:scale=0.1",
+    "digits:shift:c:scale=0.1",
+    "digits:few:c:scale=10",
+    "digits:shift:c:scale=10",
+    "digits:few:c:signed",
+    "digits:shift:c:signed",
+    "digits:few:c:delay=100",
+    "digits:shift:c:delay=100",
+    "digits:few:c:delay=500",
+    "digits:shift:c:delay=500",
+    "digits:few:f20",
+    "digits:shift:f20",
+    "digits:few:c:nan=5",
+)
+PERFECT = "gauss1000:few:c:optimal:T=3000"
+GRADED = "digits:graded:c:T=10000"
+GUARD_ROWS = (
+    ("c:optimal", "frozen optimal, 1/0"),
+    ("r5:optimal", "frozen optimal, .5/.2"),
+    ("r05:optimal", "frozen optimal, .05/.01"),
+    ("c", "1/0"),
+    ("h5", ".95/.5"),
+    ("f20", ".8/.2"),
+    ("r5", ".5/.2"),
+    ("r05", ".05/.01"),
+    ("c:invert=500", "500 inverted in a row, 1/0"),
+    ("r5:invert=500", "500 inverted in a row, .5/.2"),
+    ("c:spread=500", "500 inverted, spread, 1/0"),
+    ("r5:spread=500", "500 inverted, spread, .5/.2"),
+)
+
+
+@dataclass
+class Check:
+    """A promise, the figure that was measured, and whether it holds."""
+
+    what: str
+    figure: float
+    at_most: float
+
+    @property
+    def met(self) -> bool:
+        return self.figure <= self.at_most
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    lines = [[cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row] for row in rows]
+    width = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    print(f"\n{title}\n")
+    for line in (header, ["-" * w for w in width], *lines):
+        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    sys.stdout.flush()
+
+
+def regret_row(r: Regrets) -> list[object]:
+    peer, regret = r.best(*PEERS)
+    linear = r.best(*LINEAR)[1]
+    return [
+        r.stream,
+        f"{r.sona['sona']:.0f} ± {r.spread:.0f}",
+        r.over_frozen("sona"),
+        f"{peer} {regret:.0f}",
+        r.over("sona", *PEERS),
+        r.sona["sona"] / linear,
+        r.over("identity", *PEERS),
+        r.over("no guard", *PEERS),
+        f"{r.held_out:.3f}",
+    ]
+
+
+HEADER = ("stream", "regret", "/ frozen", "best peer", "/ peer", "/ linear", "identity / peer", "no guard / peer", "held out")
+
+
+def clean_checks(by: dict[str, Regrets]) -> list[Check]:
+    checks = []
+    for name, limit in (("digits:few:c", 0.30), ("digits:shift:c", 0.16), ("trec6:few:c", 0.50)):
+        if name in by:
+            checks.append(Check(f"{name}: regret / frozen", by[name].over_frozen("sona"), limit))
+    for name in ("digits:few:c", "digits:shift:c", "trec6:few:c", "trec6:shift:c", "ng20:few:c", "ng20:shift:c"):
+        if name in by:
+            checks.append(Check(f"{name}: regret / best LinUCB or LinTS", by[name].over("sona", *LINEAR), 1.05))
+            checks.append(Check(f"{name}: identity / best LinUCB or LinTS", by[name].over("identity", *LINEAR), 1.15))
+    for name in ("digits:few:c", "digits:shift:c"):
+        if by[name].best("VW")[0] != "none":
+            checks.append(Check(f"{name}: regret / best VowpalWabbit", by[name].over("sona", "VW"), 0.6))
+    checks += [Check(f"{name}: regret / best peer", by[name].over("sona", *PEERS), 1.1) for name in streams.CLEAN_TEXT if name in by]
+    checks += [Check(f"{name}: regret / frozen", by[name].over_frozen("sona"), 1.05) for name in streams.DIGIT_RATES if name in by]
+    if by.keys() >= set(streams.ALL):
+        checks.append(
+            Check("geometric mean over 28 streams, / best peer", geometric_mean(r.over("sona", *PEERS) for r in by.values()), 1.0)
+        )
+    return checks
+
+
+def guard_checks(row: GuardRow) -> list[Check]:
+    tail = row.rewards
+    limit = {"c": 2.0, "r5": 5.0}.get(tail.split(":")[0])
+    if "optimal" in tail:
+        checks = [Check(f"{tail}: % of frozen's reward lost", -row.gain, 5.0 if limit is None else 1.0)]
+        return checks if limit is None else [*checks, Check(f"{tail}: % lost in the worst 1000 requests", row.worst, limit)]
+    if "invert" in tail or "spread" in tail:
+        checks = [Check(f"{tail}: % lost to frozen in 1000 requests", row.worst, 0.0 if tail.startswith("c") else 5.0)]
+        return checks if "spread" in tail else [*checks, Check(f"{tail}: requests until 80 % of the gain is back", row.recovery, 500)]
+    return [Check(f"{tail}: % of the unguarded reward, worst set", row.highest_cost, 4.0)]
+
+
+def main() -> int:
+    options = arguments()
+    start = perf_counter()
+    seeds, peers = options.seeds, PeerFile(options.peers)
+    names = [n for n in streams.ALL if streams.available(n)]
+    if len(names) < len(streams.ALL):
+        print("text streams left out: set SONA_DATA to the directory that holds " + ", ".join(sorted(set(streams.EMBEDDINGS.values()))))
+    if options.quick:
+        names = [n for n in names if n.startswith("digits")]
+
+    table = [regrets(name, seeds, peers) for name in names]
+    print_table(f"Regret, mean of seeds {options.seeds}; peers at the best setting of their sweep", HEADER, map(regret_row, table))
+    for variant in ("sona", "identity", "no guard"):
+        fair = geometric_mean(r.over(variant, *PEERS, constant=True) for r in table)
+        print(f"geometric mean of {len(table)} streams, {variant}: {geometric_mean(r.over(variant, *PEERS) for r in table):.3f} of the best peer"
+              f" ({fair:.3f} where the one-arm stream's peers get a constant feature)")  # fmt: skip
+    by = {r.stream: r for r in table}
+    checks = clean_checks(by)
+    elsewhere = [
+        (r.stream, r.sona["sona"], *r.best("VW"), r.peers.get("roadmap", float("nan")), r.frozen) for r in table if "roadmap" in r.peers
+    ]
+    print_table("Elsewhere", ("stream", "sona", "best VowpalWabbit", "its regret", "roadmap's literal update", "frozen"), elsewhere)
+
+    graded = regrets(GRADED, seeds, peers)
+    odd = [graded, *(regrets(name, seeds, None) for name in (ODD[:6:2] if options.quick else ODD))]
+    perfect = regrets(PERFECT, seeds, None)
+    checks += [Check(f"{r.stream}: regret / frozen", r.over_frozen("sona"), 1.0) for r in odd]
+    checks.append(Check(f"{GRADED}: regret / best LinUCB", graded.over("sona", "LinUCB"), 0.8))
+    checks.append(Check(f"{PERFECT}: errors where the frozen model makes none", perfect.sona["sona"], 20))
+    print_table(
+        "Unusual streams",
+        ("stream", "regret", "/ frozen", "identity / frozen", "no guard / frozen"),
+        [(r.stream, f"{r.sona['sona']:.0f}", *(r.over_frozen(v) for v in r.sona)) for r in [*odd, perfect]],
+    )
+
+    sets = [s for s in GUARD_SETS if streams.available(s)][: 1 if options.quick else None]
+    guard = [guard_row(rewards, sets, seeds) for rewards, _ in GUARD_ROWS]
+    print_table(
+        f"Guard: 8000 requests of {', '.join(sets)}; percent of reward",
+        ("rewards", "over frozen", "worst run", "cost of the guard", "worst set", "lost in worst 1000", "recovery"),
+        [
+            (
+                name,
+                f"{g.gain:+.2f}",
+                f"{g.least_gain:+.2f}",
+                f"{g.cost:+.2f}",
+                f"{g.highest_cost:+.2f}",
+                f"{g.worst:.1f}",
+                f"{g.recovery:.0f}",
+            )
+            for (_, name), g in zip(GUARD_ROWS, guard, strict=True)
+        ],
+    )
+    for row in guard:
+        checks += guard_checks(row)
+    learning = [g.cost for g in guard if ":" not in g.rewards]
+    checks.append(Check("% of the unguarded reward, mean of sets and rewards", sum(learning) / len(learning), 2.0))
+
+    print_table("Promises", ("what", "figure", "at most", "met"), [(c.what, c.figure, c.at_most, "yes" if c.met else "NO") for c in checks])
+    print(f"\n{sum(c.met for c in checks)} of {len(checks)} met, {perf_counter() - start:.0f} s")
+    if options.json:
+        report = {
+            "seeds": seeds,
+            "streams": [asdict(r) for r in table],
+            "unusual": [asdict(r) for r in [*odd, perfect]],
+            "guard": [g.as_json() for g in guard],
+            "checks": [asdict(c) | {"met": c.met} for c in checks],
+        }
+        options.json.write_text(json.dumps(report, indent=1))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=seed_range, default=list(range(10, 15)), metavar="A-B", help="default 10-14: not used for tuning")
+    parser.add_argument("--quick", action="store_true", help="digits only, one set for the guard")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--peers", type=Path, metavar="FILE", help="regrets of peers: read where known, extended where not")
+    return parser.parse_args()
+
+
+def seed_range(text: str) -> list[int]:
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
