@@ -1,7 +1,7 @@
 """What sona is measured against, each over a sweep of its own options and with the same prior knowledge where it can take any.
 
-A policy has three methods: `choose(x)` gives the row of an arm and a ticket, `learn(ticket, reward)` takes the reward of that decision whenever
-it comes, `best(X)` gives the arm that it would show without exploring, (n,).
+A policy has three methods: `choose(x)` gives the row of an arm and a ticket, `learn(ticket, reward)` takes the reward of that decision
+whenever it comes, `best(X)` gives the arm that it would show without exploring, (n,).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Bandit streams with known expected rewards: real embeddings, a frozen model of stated quality, and only the shown arm's reward comes back.
+"""Bandit streams of known expected reward: real embeddings, a frozen model of stated quality, and only the shown arm's reward comes back.
 
 A stream is named `data:world:rewards[:option...]`:
 
-data     digits (scikit-learn, nothing to download), trec6, trec50, ng20 (MiniLM embeddings, read from the directory that SONA_DATA names), gauss<K> (synthetic, K arms)
+data     digits (scikit-learn's, nothing to download); trec6, trec50, ng20 (MiniLM embeddings in the directory that SONA_DATA names);
+         gauss<K> (synthetic, K arms)
 world    few    arm vectors are centroids of 5 labelled examples, the inputs are as labelled
          shift  the same, then half of the input space is rotated
          perm   the same, then the vectors of half of the arms trade places

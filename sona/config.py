@@ -108,30 +108,41 @@ class SonaConfig:
     @classmethod
     def max_throughput(cls, **changes: Any) -> Self:
         """Least work per outcome: O(dim), a small base."""
-        return cls(**{"base_lora_rank": 4, "precondition": "identity", "trajectory_capacity": 5_000} | changes)
+        return cls._preset(changes, base_lora_rank=4, precondition="identity", trajectory_capacity=5_000)
 
     @classmethod
     def max_quality(cls, **changes: Any) -> Self:
         """Most from each outcome: full inverse covariance at any dim, a larger base."""
-        return cls(**{"base_lora_rank": 16, "precondition": "full", "trajectory_capacity": 20_000} | changes)
+        return cls._preset(changes, base_lora_rank=16, precondition="full", trajectory_capacity=20_000)
 
     @classmethod
     def edge(cls, **changes: Any) -> Self:
         """Least memory."""
-        small = {"micro_lora_rank": 1, "base_lora_rank": 4, "base_lora_rank_max": 8, "precondition": "identity"}
-        return cls(**small | {"trajectory_capacity": 200, "trajectory_bytes": 1 << 20} | changes)
+        return cls._preset(
+            changes,
+            micro_lora_rank=1,
+            base_lora_rank=4,
+            base_lora_rank_max=8,
+            precondition="identity",
+            trajectory_capacity=200,
+            trajectory_bytes=1 << 20,
+        )
 
     @classmethod
     def batch(cls, **changes: Any) -> Self:
-        """Feedback that comes in groups."""
-        return cls(**{"base_lora_rank": 8} | changes)
+        """Feedback that comes in groups: the defaults."""
+        return cls._preset(changes)
 
     @classmethod
     def ephemeral(cls, **changes: Any) -> Self:
         """A short-lived worker."""
-        return cls(**{"base_lora_rank": 4, "precondition": "identity", "trajectory_capacity": 500} | changes)
+        return cls._preset(changes, base_lora_rank=4, precondition="identity", trajectory_capacity=500)
 
     @classmethod
     def coordinator(cls, **changes: Any) -> Self:
         """The process that learns for many."""
-        return cls(**{"base_lora_rank": 16, "trajectory_capacity": 50_000, "trajectory_bytes": 128 << 20} | changes)
+        return cls._preset(changes, base_lora_rank=16, trajectory_capacity=50_000, trajectory_bytes=128 << 20)
+
+    @classmethod
+    def _preset(cls, changes: dict[str, Any], **fields: Any) -> Self:
+        return cls(**(fields | changes))

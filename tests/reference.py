@@ -301,3 +301,19 @@ def unit(x: Any) -> Array:
     x = np.asarray(x, np.float64)
     norm = float(np.linalg.norm(x))
     return x / norm if norm > 0 else x
+
+
+class Clusters:
+    """Requests around K centres, each with a right arm whose vector points only roughly there: the frozen model is right half of the time."""
+
+    def __init__(self, seed: int, *, arms: int = 6, dim: int = 20, noise: float = 0.5, rough: float = 2.0) -> None:
+        rng = np.random.default_rng(seed)
+        self.centres, errors = (np.stack([unit(row) for row in rows]) for rows in rng.normal(size=(2, arms, dim)))
+        self.arms = np.stack([unit(row) for row in self.centres + rough * errors]).astype(np.float32)
+        self.noise, self._rng = noise, rng
+
+    def draw(self) -> tuple[npt.NDArray[np.float32], int]:
+        """(x, row of the right arm)"""
+        k = int(self._rng.integers(len(self.arms)))
+        x = unit(self.centres[k] + self.noise * unit(self._rng.normal(size=self.arms.shape[1])))
+        return x.astype(np.float32), k

@@ -4,9 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -462,7 +459,7 @@ def test_data_reaches_the_disk_before_the_manifest_names_it(saved, monkeypatch):
         assert events[at + 1] == ("fsync", directory)
 
 
-def test_a_file_size_limit_leaves_the_old_snapshot(saved):
+def test_a_file_size_limit_leaves_the_old_snapshot(saved, run_python):
     code = """
         import resource, sys
         import numpy as np
@@ -478,8 +475,7 @@ def test_a_file_size_limit_leaves_the_old_snapshot(saved):
         assert load_snapshot(sys.argv[1])[1] == {"seed": 2}
         save_snapshot(sys.argv[1], {"a": np.zeros(10)}, {"seed": 4})
         """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(saved)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    run_python(code, saved)
     assert load_snapshot(saved)[1] == {"seed": 4}
     assert len(os.listdir(saved)) == 4
 

@@ -5,10 +5,7 @@ import os
 import re
 import sqlite3
 import struct
-import subprocess
-import sys
 import tempfile
-import textwrap
 import threading
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from sona.errors import (
     SonaVersionError,
     SonaWarning,
 )
-from sona.store import DecisionRow, FeedbackRow, SqliteStore, TrajectoryRow, mounts, schema
+from sona.store import DecisionRow, FeedbackRow, SqliteStore, TrajectoryRow, lease, mounts, schema
 from sona.store import sqlite as sqlite_module
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -64,13 +61,6 @@ def raw(path: Path, sql: str, *values: object) -> list[tuple]:
         return conn.execute(sql, values).fetchall()
     finally:
         conn.close()
-
-
-def run_python(code: str, *arguments: object) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
@@ -602,6 +592,21 @@ def test_a_lease_file_that_was_removed_does_not_make_two_holders(path, tmp_path)
             assert not b.try_lease()
 
 
+def test_a_lease_file_that_is_removed_while_it_is_being_locked_does_not_make_two_holders(path, tmp_path, monkeypatch):
+    real, file = lease.fcntl.flock, tmp_path / "sona.db.lease-default"
+    with SqliteStore(path) as a, SqliteStore(path) as b:
+
+        def meanwhile(fd, operation):
+            monkeypatch.setattr(lease.fcntl, "flock", real)
+            file.unlink()
+            assert b.try_lease()
+            real(fd, operation)
+
+        monkeypatch.setattr(lease.fcntl, "flock", meanwhile)
+        assert not a.try_lease()
+        assert b.lease
+
+
 def test_a_lease_file_that_cannot_be_opened_is_a_store_error(path, tmp_path):
     (tmp_path / "sona.db.lease-default").mkdir()
     with SqliteStore(path) as store, pytest.raises(SonaStoreError, match="lease-default"):
@@ -844,11 +849,10 @@ def test_a_full_disk_writes_nothing_and_the_store_goes_on(store):
     assert store.integrity() == []
 
 
-def test_a_file_size_limit_writes_nothing_and_the_store_goes_on(path):
+def test_a_file_size_limit_writes_nothing_and_the_store_goes_on(path, run_python):
     run_python(
         """
         import resource, sys
-        sys.path.insert(0, sys.argv[2])
         from test_store import *
         with SqliteStore(sys.argv[1]) as store:
             store.append([decision(1)])
@@ -863,7 +867,6 @@ def test_a_file_size_limit_writes_nothing_and_the_store_goes_on(path):
             assert store.count() == 99 and store.integrity() == []
         """,
         path,
-        Path(__file__).parent,
     )
 
 
@@ -1052,23 +1055,26 @@ def test_after_close_everything_is_refused_and_close_does_nothing(path):
             call()
 
 
-def test_a_forked_child_leaves_the_parents_store_alone(path):
-    out = run_python(
+def test_a_forked_child_leaves_the_parents_store_alone(path, run_python):
+    done = run_python(
         """
-        import gc, os, sys, threading
-        sys.path.insert(0, sys.argv[2])
+        import gc, os, sys, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside a thread is what is tested
         from test_store import *
         store = SqliteStore(sys.argv[1])
         store.append([decision(1)])
         assert store.try_lease()
-        holding, done = threading.Event(), threading.Event()
-        def hold():  # another thread is inside of the store while this one forks
-            with store._db.reading():
-                holding.set()
-                done.wait(30)
+        inside = threading.Event()
+        def hold():  # another thread is inside of SQLite while this one forks
+            with store._db.reading() as conn:
+                conn.create_function("inside", 0, lambda: inside.set() or 1)
+                endless = "WITH RECURSIVE c (n) AS (SELECT inside() UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c"
+                with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+                    conn.execute(endless).fetchall()
+        conn = store._db._conn
         thread = threading.Thread(target=hold)
         thread.start()
-        holding.wait(30)
+        inside.wait(30)
         child = os.fork()
         if child == 0:
             try:
@@ -1081,11 +1087,11 @@ def test_a_forked_child_leaves_the_parents_store_alone(path):
                 assert not mine.try_lease()
                 mine.append([decision(3)])
             store.close()
-            del store
+            del store, conn
             gc.collect()
             sys.exit(0)  # with all that the interpreter does at its end
         assert os.waitpid(child, 0)[1] == 0
-        done.set()
+        conn.interrupt()
         thread.join()
         assert os.path.exists(sys.argv[1] + "-wal")
         store.append([decision(4)])
@@ -1094,20 +1100,39 @@ def test_a_forked_child_leaves_the_parents_store_alone(path):
         store.close()
         """,
         path,
-        Path(__file__).parent,
     )
-    assert out.split("\n")[0] == "[1, 3, 4] []"
+    assert done.stdout.split("\n")[0] == "[1, 3, 4] []"
 
 
-def test_a_lease_held_while_forking_ends_with_its_holder(path):
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+def test_a_forked_child_does_not_even_close_the_parents_connection(path, run_python):
     run_python(
         """
-        import os, sys, time
+        import gc, os, sys
+        from sona.store import SqliteStore
+        store = SqliteStore(sys.argv[1])
+        store.count()
+        if os.fork() == 0:
+            store.close()
+            del store
+            gc.collect()
+            still_open = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+            os._exit(sys.argv[1] not in still_open)
+        assert os.wait()[1] == 0
+        """,
+        path,
+    )
+
+
+def test_a_lease_held_while_forking_ends_with_its_holder(path, run_python):
+    run_python(
+        """
+        import ctypes, os, sys
         from sona.store import SqliteStore
         store = SqliteStore(sys.argv[1])
         assert store.try_lease()
         ready, go = os.pipe()
-        if os.fork() == 0:
+        if ctypes.PyDLL(None).fork() == 0:  # a fork that Python's hooks do not see
             os.read(ready, 1)  # outlives the release below
             os._exit(0)
         store.close()

@@ -87,7 +87,7 @@ class BaseLoRA:
             shapes = [arrays[f"{index}.down"].shape for index in range(layers)]
             base = cls(shapes[0][1], min(max(1, *(rows for rows, _ in shapes)), shapes[0][1]), layers, isa=isa)
             for index, layer in enumerate(base.layers):
-                layer.assign(*(arrays[f"{index}.{part}"] for part in ("down", "up", "offset")))
+                layer.assign(arrays[f"{index}.down"], arrays[f"{index}.up"], arrays[f"{index}.offset"])
         except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
             raise SonaCorruptError(f"{path}: expected the layers that BaseLoRA.save writes, got: {error}") from error
         return base

@@ -88,13 +88,12 @@ def save_snapshot(
     with _as_store_error(where):
         _make_directory(where)
         with _locked_directory(where, fcntl.LOCK_EX) as directory:
-            _sweep(directory, where)  # what a killed writer left
             try:
                 _replace_durably(directory, data_name, encoded)
                 _keep_previous(directory, where)
                 _replace_durably(directory, MANIFEST, text)
             finally:
-                _sweep(directory, where)
+                _sweep(directory, where)  # also of what a killed writer left
     return digest
 
 

@@ -1,0 +1,318 @@
+"""What the library costs a Python caller, against what the caller would write without it."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from statistics import median
+from textwrap import dedent
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from row import Row, faster, missing, near, within
+from scipy.linalg.blas import saxpy, sdot, sgemm
+from timing import Code, interleave
+
+from sona import Adapter, BaseLoRA, Instant, MicroLoRA, Ring, Router, SonaConfig, SonaEngine
+from sona._kernels import Kernels
+from sona.demo.linucb import LinUCB
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: rounds of a comparison, requests of a stream, interpreter starts."""
+
+    rounds: int = 31
+    requests: int = 4000
+    starts: int = 7
+
+
+QUICK = Effort(rounds=7, requests=600, starts=3)
+
+
+def normal(*shape: int, seed: int = 0) -> F32:
+    """Rows of about unit norm."""
+    return (np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+
+def optional(name: str) -> ModuleType | None:
+    return import_module(name) if find_spec(name) else None
+
+
+def empty_call() -> Callable[[Any, Any], None]:
+    """A Cython function of two arguments that does nothing, compiled now: the floor of a call from Python."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "empty_call.pyx")
+        source.write_text("# cython: language_level=3, binding=False\ndef call(x, y):\n    pass\n")
+        subprocess.run([sys.executable, "-m", "Cython.Build.Cythonize", "-i", "-q", str(source)], check=True, capture_output=True)
+        path = source.with_name("empty_call" + sysconfig.get_config_var("EXT_SUFFIX"))
+        spec = spec_from_file_location("empty_call", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    call: Callable[[Any, Any], None] = module.call
+    return call
+
+
+def micro_forward(effort: Effort) -> Iterator[Row]:
+    d, what, case = 256, "micro forward from Python", "d=256 r=1, in place"
+    down, up, x, y = normal(4, d)[:, None]
+    micro = MicroLoRA(d, rank=1)
+    micro.assign(down, 1e-3 * up, base=0)
+    names = {"forward": micro.forward, "x": x[0], "y": y[0], "a": down[0], "b": up[0]}
+    codes = {
+        "sona": Code("forward(x, y)", names),
+        "empty": Code("call(x, y)", {**names, "call": empty_call()}),
+        "numpy": Code(
+            "np.add(y, s * ((x @ A) @ B), out=y)", {"np": np, "x": x, "y": y.copy(), "A": down.T.copy(), "B": up, "s": np.float32(1e-3)}
+        ),
+        "blas": Code("saxpy(b, y, a=1e-3 * sdot(x, a))", {**names, "y": y[0].copy(), "saxpy": saxpy, "sdot": sdot}),
+    }
+    torch: Any = optional("torch")
+    if torch:
+        torch.set_num_threads(1)
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in {"x": x, "y": y, "A": down, "B": up.T}.items()}
+        codes["torch"] = Code("y.add_(F.linear(F.linear(x, A), B), alpha=1e-3)", {**tensors, "F": torch.nn.functional})
+    rounds = interleave(codes, rounds=effort.rounds)
+    own = rounds.median("sona")
+    yield within(what, case, own, 100e-9)
+    yield near(what, case, own, "empty Cython call of 2 arguments", rounds.ratio("sona", "empty"), 3)
+    yield faster(what, case, own, "numpy, two matmuls", rounds.ratio("numpy", "sona"), 40)
+    yield faster(what, case, own, "scipy sdot + saxpy", rounds.ratio("blas", "sona"), 6)
+    yield faster(what, case, own, "torch", rounds.ratio("torch", "sona"), 100) if torch else missing(what, case, own, "torch")
+
+
+def base_forward(effort: Effort) -> Iterator[Row]:
+    what, layers, rank = "base forward, one call", 12, 8
+    torch: Any = optional("torch")
+    for d in (256, 1024):
+        case = f"d={d} rank {rank} x {layers} layers"
+        base = BaseLoRA(d, rank, layers)
+        down, up = normal(layers, rank, d), 1e-3 * normal(layers, rank, d, seed=1)
+        for layer, a, b in zip(base.layers, down, up, strict=True):
+            layer.assign(a, b)
+        x, y = normal(layers, d, seed=2), normal(layers, d, seed=3)
+        A = np.ascontiguousarray(down.transpose(0, 2, 1))
+        codes = {
+            "sona": Code("forward(x, y)", {"forward": base.forward, "x": x, "y": y}),
+            "numpy": Code(
+                "np.add(y, np.matmul(np.matmul(x, A), B), out=y)", {"x": x[:, None], "y": y[:, None].copy(), "A": A, "B": up, "np": np}
+            ),
+        }
+        if torch:
+            tensors = {name: torch.from_numpy(array.copy()) for name, array in {"x": x[:, None], "y": y[:, None], "A": A, "B": up}.items()}
+            codes["torch"] = Code("y.add_(bmm(bmm(x, A), B))", {**tensors, "bmm": torch.bmm})
+        rounds = interleave(codes, rounds=effort.rounds)
+        own = rounds.median("sona")
+        yield faster(what, case, own, "numpy batched matmul", rounds.ratio("numpy", "sona"), 1.7)
+        yield faster(what, case, own, "torch.bmm", rounds.ratio("torch", "sona"), 3) if torch else missing(what, case, own, "torch")
+
+
+def batch_forward(effort: Effort) -> Iterator[Row]:
+    for d in (256, 1024):
+        for rank in (1, 2):
+            for n in (32, 256):
+                adapter = Adapter(d, rank=rank)
+                down, up, x, y = normal(rank, d), 1e-3 * normal(rank, d, seed=1), normal(n, d, seed=2), normal(n, d, seed=3)
+                adapter.assign(down, up)
+                # Transposed views are Fortran order, so BLAS copies nothing: y^T += up^T (down x^T)
+                peer = {"sgemm": sgemm, "x": x.T, "y": y.copy().T, "A": down.T, "B": up.T}
+                codes = {
+                    "sona": Code("forward(x, y)", {"forward": adapter.forward_batch, "x": x, "y": y}),
+                    "sgemm": Code("sgemm(1, B, sgemm(1, A, x, trans_a=1), beta=1, c=y, overwrite_c=1)", peer),
+                }
+                rounds = interleave(codes, rounds=effort.rounds)
+                case = f"{n} x {d} r={rank}"
+                short = n == 256
+                yield faster(
+                    "batch forward", case, rounds.median("sona"), "scipy sgemm pair", rounds.ratio("sgemm", "sona"), 1.2, short=short
+                )
+
+
+def instant_step(effort: Effort) -> Iterator[Row]:
+    d = 384
+    xs, vs = normal(64, d), 10 * normal(64, d, seed=1)
+    for kind in ("identity", "full"):
+        instant, adapter = Instant(d, precondition=kind, actions=20), Adapter(d, rank=16, rank_max=16)  # type: ignore[arg-type]
+        loop = "for x, v in pairs: step(adapter, x, v, 1.0, 0.4)"
+        names = {"step": instant.step, "adapter": adapter, "pairs": list(zip(xs, vs, strict=True))}
+        own = interleave({"sona": Code(loop, names)}, rounds=effort.rounds).median("sona") / len(xs)
+        yield within("instant step from Python", f"d={d} {kind}, folded into rank 16", own, short=False)
+
+
+def stream(router: Router, xs: F32, labels: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+    """Seconds of each route and of each feedback; the right arm is the one that the label names."""
+    tick = time.perf_counter
+    routed, learned = [], []
+    for x, label in zip(xs, labels.tolist(), strict=True):
+        start = tick()
+        decision = router.route(x)
+        chosen = tick()
+        reward = float(decision.index == label)
+        asked = tick()
+        router.feedback(decision.id, reward)
+        routed.append(chosen - start)
+        learned.append(tick() - asked)
+    return routed, learned
+
+
+def routers(effort: Effort) -> Iterator[Row]:
+    K, d = 20, 384
+    arms, centres = normal(K, d), normal(K, d, seed=1)
+    labels = np.random.default_rng(2).integers(K, size=2 * effort.requests)
+    xs = centres[labels] + 0.5 * normal(len(labels), d, seed=3)
+    case = f"d={d}, {K} arms, store attached"
+    for kind in ("identity", "full"):
+        with tempfile.TemporaryDirectory() as directory, Router(arms, store=Path(directory, "sona.db"), precondition=kind) as router:
+            stream(router, xs[: effort.requests], labels[: effort.requests])  # the guard's older copy joins on the way
+            routed, learned = stream(router, xs[effort.requests :], labels[effort.requests :])
+            peer = LinUCB(arms, alpha=0.1, ridge=1.0)
+            few = list(xs[:16])
+            names = {"route": router.route, "feedback": router.feedback, "peer": peer, "xs": few}
+            codes = {
+                "sona": Code("for x in xs: route(x)", names),
+                "linucb": Code("for x in xs: peer.route(x)", names),
+                "sona, learning": Code("for x in xs: feedback(route(x).id, 1.0)", names),
+                "linucb, learning": Code("for x in xs: peer.feedback(peer.route(x), 1.0)", names),
+            }
+            rounds = interleave(codes, rounds=effort.rounds, clock=time.perf_counter)  # the writer's thread works too
+        p50, p99 = np.percentile(routed, [50, 99])
+        numpy = "LinUCB in numpy"
+        if kind == "identity":
+            yield within("Router.route, median", case, p50, 5e-6)
+            yield within("Router.route, 99th percentile", case, p99)
+            yield faster("Router.route", case, rounds.median("sona") / len(few), numpy, rounds.ratio("linucb", "sona"), 50)
+        p50, p99 = np.percentile(learned, [50, 99])
+        case = case.removesuffix(" attached") + f", {kind}"
+        yield within("Router.feedback, median", case, p50)
+        yield within("Router.feedback, 99th percentile", case, p99)
+        ratio = rounds.ratio("linucb, learning", "sona, learning")
+        yield faster("Router.route + feedback", case, rounds.median("sona, learning") / len(few), numpy, ratio)
+
+
+def elementwise(effort: Effort) -> Iterator[Row]:
+    k = Kernels()
+    for n in (1_000, 10_000, 100_000):
+        g, w, anchor, work = normal(4, n) * np.float32(np.sqrt(n))
+        f = np.abs(normal(n, seed=1)) * np.float32(np.sqrt(n))
+        ufuncs = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "one": np.float32(1)}
+        names = {**ufuncs, "k": k, "f": f, "g": g, "w": w, "anchor": anchor, "t": work, "c": np.float32(1e-3)}
+        forms = {  # the same operations without temporaries
+            "Fisher update": ("k.fisher_update(f, g, 1e-3)", "mul(g, g, out=t); sub(t, f, out=t); mul(t, c, out=t); add(f, t, out=f)", 2.5),
+            "EWC pull": (
+                "k.ewc_pull(g, f, w, anchor, 1e-3)",
+                "sub(w, anchor, out=t); mul(t, f, out=t); mul(t, c, out=t); sub(g, t, out=g)",
+                1.8,
+            ),
+            "EWC scale": ("k.ewc_scale(g, f, 1e-3)", "mul(f, c, out=t); add(t, one, out=t); div(g, t, out=g)", 2.5),
+        }
+        for what, (own, peer, at_least) in forms.items():
+            fresh = {**names, "g": g.copy(), "f": f.copy()}
+            rounds = interleave(
+                {"sona": Code(own, fresh), "numpy": Code(peer, {**fresh, "g": g.copy(), "f": f.copy()})}, rounds=effort.rounds
+            )
+            goal = 10 if n == 1_000 else at_least
+            yield faster(what, f"n={n}", rounds.median("sona"), "numpy, out=", rounds.ratio("numpy", "sona"), goal, short=n == 10_000)
+
+
+def ring(effort: Effort) -> Iterator[Row]:
+    record, out = np.zeros(256, np.float32), np.zeros(256, np.float32)
+    ours, simple = Ring(1 << 18), queue.SimpleQueue()  # type: ignore[var-annotated]
+    codes = {
+        "sona": Code("push(x); pop(out)", {"push": ours.push, "pop": ours.pop_into, "x": record, "out": out}),
+        "queue": Code("put(copy()); get()", {"put": simple.put, "get": simple.get, "copy": record.copy}),
+    }
+    rounds = interleave(codes, rounds=effort.rounds)
+    yield faster("ring from Python, push + pop", "1 KB", rounds.median("sona"), "SimpleQueue + copy", rounds.ratio("queue", "sona"), 2)
+
+
+def scan(effort: Effort) -> Iterator[Row]:
+    n, d, count = 10_000, 384, 10
+    rows, x = normal(n, d), normal(d, seed=1)
+    codes = {
+        "sona": Code("k.top_k(rows, x, 10)", {"k": Kernels(), "rows": rows, "x": x}),
+        "numpy": Code(
+            "s = rows @ x; i = argpartition(s, -10)[-10:]; i[argsort(-s[i])]",
+            {"rows": rows, "x": x, "argpartition": np.argpartition, "argsort": np.argsort},
+        ),
+    }
+    faiss: Any = optional("faiss")
+    if faiss:
+        faiss.omp_set_num_threads(1)
+        index = faiss.IndexFlatIP(d)
+        index.add(rows)
+        codes["faiss"] = Code("search(x, 10)", {"search": index.search, "x": x[None]})
+    rounds = interleave(codes, rounds=effort.rounds, sample=3e-3)
+    own, what, case = rounds.median("sona"), "exact scan", f"top {count} of {n} x {d}"
+    yield faster(what, case, own, "numpy dot + argpartition", rounds.ratio("numpy", "sona"), 2)
+    yield faster(what, case, own, "faiss Flat", rounds.ratio("faiss", "sona"), 1.1) if faiss else missing(what, case, own, "faiss")
+
+
+def trajectories(effort: Effort) -> Iterator[Row]:
+    d = 256
+    names = {"x": normal(d), "v": 10 * normal(d, seed=1), "e": SonaEngine(SonaConfig(hidden_dim=d, precondition="identity"))}
+    body = (
+        "t = e.begin_trajectory(x); e.add_step(t, activations=v, reward=1.0); e.add_step(t, activations=v, reward=0.0); e.end_trajectory(t)"
+    )
+    own = interleave({"sona": Code(body, names)}, rounds=effort.rounds).median("sona")
+    yield within("trajectory from Python, begin to end", f"d={d}, 2 steps, no store", own)
+    apply = interleave({"sona": Code("e.apply(x, y)", {**names, "y": np.empty(d, np.float32)})}, rounds=effort.rounds).median("sona")
+    yield within("SonaEngine.apply", f"d={d}, out=", apply)
+
+
+def child(script: str) -> float:
+    """What a fresh interpreter prints."""
+    return float(subprocess.run([sys.executable, "-c", dedent(script)], check=True, capture_output=True, text=True).stdout)
+
+
+def footprint(effort: Effort) -> Iterator[Row]:
+    for statement, bound in (("import sona", 0.15), ("from sona import Router", None)):
+        script = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
+        yield within(statement, "fresh interpreter", median(child(script) for _ in range(effort.starts)), bound)
+    if not Path("/proc/self/statm").exists():
+        return
+    grown = child("""
+        import resource, numpy as np, sona
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * resource.getpagesize()
+        rng = np.random.default_rng(0)
+        sona.SonaEngine(sona.SonaConfig(hidden_dim=8))  # imports what an engine needs
+        before = resident()
+        engine = sona.SonaEngine(sona.SonaConfig(hidden_dim=256))
+        for _ in range(10_000):
+            x = rng.normal(size=256).astype(np.float32)
+            t = engine.begin_trajectory(x)
+            engine.add_step(t, activations=x, reward=1.0, expected=0.5)
+            engine.end_trajectory(t)
+        print(resident() - before)
+    """)
+    yield Row("memory added by an engine", "10000 trajectories, d=256", f"{grown / 1e6:.3g} MB", target="< 100 MB", met=grown < 100e6)
+
+
+BENCHES: tuple[Callable[[Effort], Iterator[Row]], ...] = (
+    micro_forward,
+    base_forward,
+    batch_forward,
+    instant_step,
+    routers,
+    elementwise,
+    ring,
+    scan,
+    trajectories,
+    footprint,
+)

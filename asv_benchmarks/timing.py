@@ -1,0 +1,73 @@
+"""Times several pieces of code against each other on a machine that other work slows down and lets go again.
+
+All pieces take turns, in an order that rotates from round to round, and a comparison is the median over the rounds of the ratio within a
+round: on a shared machine times wander by half while such ratios repeat to about a tenth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from timeit import Timer
+from typing import Any
+
+EMPTY_LOOP = "\0"
+
+
+@dataclass(frozen=True)
+class Code:
+    """One statement and the names it uses."""
+
+    statement: str
+    names: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds of one execution of each code, round by round; the empty loop is subtracted."""
+
+    seconds: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return median(self.seconds[name])
+
+    def ratio(self, name: str, over: str) -> float:
+        """How many times as long `name` takes as `over`: the median of the rounds."""
+        return median(a / b for a, b in zip(self.seconds[name], self.seconds[over], strict=True))
+
+
+def interleave(codes: Mapping[str, Code], *, rounds: int, sample: float = 1e-3, clock: Callable[[], float] = time.process_time) -> Rounds:
+    """
+    Time the codes in turns.
+
+    Parameters
+    ----------
+    codes : mapping
+        By name.
+    rounds : int
+    sample : float
+        Seconds that each code runs for in a round, at least: long for the clock, short for the machine's moods.
+    clock : callable
+        CPU time of the process by default, because waiting for a core is not the code's doing; wall time where another thread works.
+    """
+    timers = {name: Timer(code.statement, timer=clock, globals=dict(code.names)) for name, code in codes.items()}
+    timers[EMPTY_LOOP] = Timer("pass", timer=clock)
+    counts = {name: _count(timer, sample) for name, timer in timers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    order = list(timers)
+    for _ in range(rounds):
+        for name in order:
+            seconds[name].append(timers[name].timeit(counts[name]) / counts[name])
+        order.append(order.pop(0))
+    loop = median(seconds.pop(EMPTY_LOOP))
+    return Rounds({name: [max(s - loop, 1e-9) for s in own] for name, own in seconds.items()})
+
+
+def _count(timer: Timer, sample: float) -> int:
+    """Executions that take about `sample` seconds."""
+    count = 1
+    while (took := timer.timeit(count)) < sample:
+        count = max(count + 1, min(10 * count, int(1.2 * count * sample / max(took, 1e-9))))
+    return count
