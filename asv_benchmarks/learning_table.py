@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from pathlib import Path
 from time import perf_counter
 
@@ -115,9 +116,8 @@ def clean_checks(by: dict[str, Regrets]) -> list[Check]:
     checks += [Check(f"{name}: regret / best peer", by[name].over("sona", *PEERS), 1.1) for name in streams.CLEAN_TEXT if name in by]
     checks += [Check(f"{name}: regret / frozen", by[name].over_frozen("sona"), 1.05) for name in streams.DIGIT_RATES if name in by]
     if by.keys() >= set(streams.ALL):
-        checks.append(
-            Check("geometric mean over 28 streams, / best peer", geometric_mean(r.over("sona", *PEERS) for r in by.values()), 1.0)
-        )
+        mean = geometric_mean(r.over("sona", *PEERS) for r in by.values())
+        checks.append(Check(f"geometric mean of {len(by)} streams, regret / best peer", mean, 1.0))
     return checks
 
 
@@ -133,6 +133,11 @@ def guard_checks(row: GuardRow) -> list[Check]:
     return [Check(f"{tail}: % of the unguarded reward, worst set", row.highest_cost, 4.0)]
 
 
+def guard_cells(g: GuardRow) -> list[str]:
+    shares = [f"{share:+.2f}" for share in (g.gain, g.least_gain, g.cost, g.highest_cost)]
+    return [*shares, f"{g.worst:.1f}", "" if isnan(g.recovery) else f"{g.recovery:.0f}"]
+
+
 def main() -> int:
     options = arguments()
     start = perf_counter()
@@ -146,9 +151,9 @@ def main() -> int:
     table = [regrets(name, seeds, peers) for name in names]
     print_table(f"Regret, mean of seeds {options.seeds}; peers at the best setting of their sweep", HEADER, map(regret_row, table))
     for variant in ("sona", "identity", "no guard"):
-        fair = geometric_mean(r.over(variant, *PEERS, constant=True) for r in table)
-        print(f"geometric mean of {len(table)} streams, {variant}: {geometric_mean(r.over(variant, *PEERS) for r in table):.3f} of the best peer"
-              f" ({fair:.3f} where the one-arm stream's peers get a constant feature)")  # fmt: skip
+        plain, fair = (geometric_mean(r.over(variant, *PEERS, constant=constant) for r in table) for constant in (False, True))
+        print(f"geometric mean of {len(table)} streams, {variant}: {plain:.3f} of the best peer", end="")
+        print(f" ({fair:.3f} if peers get a constant feature on the one-arm stream)")
     by = {r.stream: r for r in table}
     checks = clean_checks(by)
     elsewhere = [
@@ -173,18 +178,7 @@ def main() -> int:
     print_table(
         f"Guard: 8000 requests of {', '.join(sets)}; percent of reward",
         ("rewards", "over frozen", "worst run", "cost of the guard", "worst set", "lost in worst 1000", "recovery"),
-        [
-            (
-                name,
-                f"{g.gain:+.2f}",
-                f"{g.least_gain:+.2f}",
-                f"{g.cost:+.2f}",
-                f"{g.highest_cost:+.2f}",
-                f"{g.worst:.1f}",
-                f"{g.recovery:.0f}",
-            )
-            for (_, name), g in zip(GUARD_ROWS, guard, strict=True)
-        ],
+        [(name, *guard_cells(g)) for (_, name), g in zip(GUARD_ROWS, guard, strict=True)],
     )
     for row in guard:
         checks += guard_checks(row)

@@ -197,7 +197,7 @@ def guard_row(rewards: str, sets: Sequence[str], seeds: Sequence[int]) -> GuardR
 def _windows(per_request: F64, width: int) -> F64:
     """Sums over every run of `width` consecutive requests."""
     total = np.concatenate([[0.0], np.cumsum(per_request)])
-    return total[width:] - total[:-width]
+    return np.asarray(total[width:] - total[:-width])
 
 
 def _recovery(gain: F64, start: int, end: int) -> float:

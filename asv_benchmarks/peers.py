@@ -40,7 +40,7 @@ class Frozen:
         """Learns nothing."""
 
     def best(self, x: F32) -> I64:
-        return (x @ self.arms.T).argmax(1)
+        return np.asarray(np.argmax(x @ self.arms.T, axis=1), np.int64)
 
 
 class Linear:
@@ -92,7 +92,7 @@ class Linear:
     def best(self, x: F32) -> I64:
         if self.constant:
             x = np.hstack([x, np.full((len(x), 1), self.constant, np.float32)])
-        return (x @ self.mean.T).argmax(1)
+        return np.asarray(np.argmax(x @ self.mean.T, axis=1), np.int64)
 
 
 class Logistic:
@@ -131,7 +131,7 @@ class Logistic:
         self.intercept_variance = max(self.intercept_variance - shrunk, 0.003)
 
     def best(self, x: F32) -> I64:
-        return (x @ self.mean.T).argmax(1)
+        return np.asarray(np.argmax(x @ self.mean.T, axis=1), np.int64)
 
 
 class RoadmapUpdate:
@@ -169,7 +169,7 @@ class RoadmapUpdate:
         self.trajectory.clear()
 
     def best(self, x: F32) -> I64:
-        return (self.adapted(x) @ self.arms.T).argmax(1)
+        return np.asarray(np.argmax(self.adapted(x) @ self.arms.T, axis=1), np.int64)
 
 
 class VowpalWabbit:

@@ -175,7 +175,7 @@ def routers(effort: Effort) -> Iterator[Row]:
     arms, centres = normal(K, d), normal(K, d, seed=1)
     labels = np.random.default_rng(2).integers(K, size=2 * effort.requests)
     xs = centres[labels] + 0.5 * normal(len(labels), d, seed=3)
-    case = f"d={d}, {K} arms, store attached"
+    case = f"d={d}, {K} arms, store"
     for kind in ("identity", "full"):
         with tempfile.TemporaryDirectory() as directory, Router(arms, store=Path(directory, "sona.db"), precondition=kind) as router:
             stream(router, xs[: effort.requests], labels[: effort.requests])  # the guard's older copy joins on the way
@@ -197,11 +197,11 @@ def routers(effort: Effort) -> Iterator[Row]:
             yield within("Router.route, 99th percentile", case, p99)
             yield faster("Router.route", case, rounds.median("sona") / len(few), numpy, rounds.ratio("linucb", "sona"), 50)
         p50, p99 = np.percentile(learned, [50, 99])
-        case = case.removesuffix(" attached") + f", {kind}"
-        yield within("Router.feedback, median", case, p50)
-        yield within("Router.feedback, 99th percentile", case, p99)
+        learning = f"{case}, {kind}"
+        yield within("Router.feedback, median", learning, p50)
+        yield within("Router.feedback, 99th percentile", learning, p99)
         ratio = rounds.ratio("linucb, learning", "sona, learning")
-        yield faster("Router.route + feedback", case, rounds.median("sona, learning") / len(few), numpy, ratio)
+        yield faster("Router.route + feedback", learning, rounds.median("sona, learning") / len(few), numpy, ratio)
 
 
 def elementwise(effort: Effort) -> Iterator[Row]:
@@ -209,7 +209,7 @@ def elementwise(effort: Effort) -> Iterator[Row]:
     for n in (1_000, 10_000, 100_000):
         g, w, anchor, work = normal(4, n) * np.float32(np.sqrt(n))
         f = np.abs(normal(n, seed=1)) * np.float32(np.sqrt(n))
-        ufuncs = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "one": np.float32(1)}
+        ufuncs = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "one": np.float32(1), "tiny": np.float32(1e-9)}
         names = {**ufuncs, "k": k, "f": f, "g": g, "w": w, "anchor": anchor, "t": work, "c": np.float32(1e-3)}
         forms = {  # the same operations without temporaries
             "Fisher update": ("k.fisher_update(f, g, 1e-3)", "mul(g, g, out=t); sub(t, f, out=t); mul(t, c, out=t); add(f, t, out=f)", 2.5),
@@ -218,7 +218,7 @@ def elementwise(effort: Effort) -> Iterator[Row]:
                 "sub(w, anchor, out=t); mul(t, f, out=t); mul(t, c, out=t); sub(g, t, out=g)",
                 1.8,
             ),
-            "EWC scale": ("k.ewc_scale(g, f, 1e-3)", "mul(f, c, out=t); add(t, one, out=t); div(g, t, out=g)", 2.5),
+            "EWC scale": ("k.ewc_scale(g, f, 1e-9)", "mul(f, tiny, out=t); add(t, one, out=t); div(g, t, out=g)", 2.5),
         }
         for what, (own, peer, at_least) in forms.items():
             fresh = {**names, "g": g.copy(), "f": f.copy()}

@@ -42,6 +42,8 @@ RATES = {
 }
 EMBEDDINGS = {"trec6": "trec_minilm384.npz", "trec50": "trec_minilm384.npz", "ng20": "ng20_minilm384.npz"}
 
+TWO_GROUPS = {"even": (1, 3, 5, 7, 9), "low": (0, 1, 2, 3, 4), "sup": (*range(1, 7), *range(11, 15))}  # classes of the second arm
+
 CLEAN_TEXT = tuple(f"{data}:{world}:c" for data in ("trec6", "trec50", "ng20") for world in ("few", "shift"))
 CLEAN_DIGITS = tuple(f"digits:{world}:c" for world in ("few", "shift", "perm", "rand"))
 DIGIT_RATES = tuple(f"digits:{world}:{rate}" for world in ("few", "shift") for rate in ("r95", "r5", "r2", "r05"))
@@ -119,7 +121,7 @@ def make(name: str, seed: int) -> Stream:
         The name does not describe a stream.
     """
     data, world, rewards, *options = name.split(":")
-    option = dict((*o.split("=", 1), "")[:2] for o in options)
+    option = {key: value for key, _, value in (o.partition("=") for o in options)}
     unknown = set(option) - {"T", "delay", "scale", "signed", "invert", "spread", "nan", "optimal"}
     if rewards not in RATES or unknown:
         raise ValueError(f"expected data:world:rewards[:option...], got {name!r}")
@@ -187,10 +189,8 @@ def _source(data: str) -> tuple[F32, I64]:
 def _labelled(data: str, world: str, rounds: int, rng: np.random.Generator) -> tuple[F32, I64, F32, F32, I64]:
     """Rows of a data set in random order, 1/5 or more held out, five examples per class spent on the arms."""
     rows, classes = _source(data)
-    if world in ("even", "low", "sup"):
-        classes = {"even": classes % 2, "low": classes < 5, "sup": (classes >= 1) & (classes <= 6) | (classes >= 11) & (classes <= 14)}[
-            world
-        ].astype(np.int64)
+    if world in TWO_GROUPS:
+        classes = np.isin(classes, TWO_GROUPS[world]).astype(np.int64)
     spare = len(rows) // (4 if data == "digits" else 5)
     order = rng.permutation(len(rows))
     candidates = np.roll(order, -spare)  # the examples come from the streamed part unless a class has none there
@@ -244,12 +244,12 @@ def _values(label: I64, held: I64, arms: int, world: str, rate: tuple[float, flo
 
 def _unit(rows: NDArray[np.floating]) -> F32:
     rows = np.asarray(rows, np.float64)
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 def _orthonormal(count: int, d: int, rng: np.random.Generator) -> F32:
-    return np.linalg.qr(rng.standard_normal((d, count)))[0].T.astype(np.float32)
+    return np.asarray(np.linalg.qr(rng.standard_normal((d, count)))[0].T, np.float32)
 
 
 def _choice(x: F32, arms: F32) -> I64:
-    return (x @ arms.T).argmax(1)
+    return np.asarray(np.argmax(x @ arms.T, axis=1), np.int64)

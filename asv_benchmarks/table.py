@@ -23,7 +23,7 @@ from pathlib import Path
 from row import HEAD, Row, faster, near, within
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("sona", "numpy", "scipy", "torch", "faiss-cpu")
+PACKAGES = ("numpy", "scipy", "torch", "faiss-cpu")
 
 # bench of the C programs -> what the table calls it, what it is measured against, the cases that the README shows
 KERNELS = {
@@ -59,8 +59,6 @@ def c_rows() -> Iterator[Row]:
 
 
 def python_rows(quick: bool) -> Iterator[Row]:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"  # read when numpy is loaded, just below
     from python_benches import BENCHES, QUICK, Effort
 
     for bench in BENCHES:
@@ -73,10 +71,10 @@ def first_line(*command: str) -> str:
 
 def processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def version(package: str) -> str:
@@ -94,7 +92,7 @@ def machine() -> dict[str, str]:
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "load": f"{os.getloadavg()[0]:.2f} at the start",
         "compiler": first_line(compiler, "--version") if compiler else "none",
-        "versions": ", ".join([f"Python {platform.python_version()}", *map(version, PACKAGES)]),
+        "versions": ", ".join([f"sona {sona.__version__}", f"Python {platform.python_version()}", *map(version, PACKAGES)]),
         "kernels": sona.isas()[-1],
         "command": " ".join(["python", *(os.path.relpath(a, ROOT) if a == sys.argv[0] else a for a in sys.argv)]),
     }
@@ -118,10 +116,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and machine to FILE too")
     parser.add_argument("--readme", action="store_true", help="print the Markdown table of the README")
     options = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # read when numpy and scipy are loaded: every peer gets one thread, as sona takes
     about = machine()
-    rows = []
-    for row in (*c_rows(), *python_rows(options.quick)):
-        rows.append(row)
+    rows = [*c_rows(), *python_rows(options.quick)]
     if options.json:
         options.json.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     if options.readme:

@@ -208,7 +208,8 @@ cdef extern from "sona/policy.h" nogil:
     float sona_policy_cost(const sona_policy *policy, int32_t row)
     sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, float *probability,
                                   sona_decision *decision)
-    sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count, int32_t *arm)
+    sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count,
+                                 int32_t *arm)
     void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias)
     sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
                                   const sona_decision *decision, float reward, float weight, sona_outcome *outcome, sona_step *step)
@@ -217,8 +218,8 @@ cdef extern from "sona/policy.h" nogil:
     int sona_policy_enabled(const sona_policy *policy)
     void sona_policy_set_enabled(sona_policy *policy, int enabled)
     float sona_policy_confidence(const sona_policy *policy)
-    void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown)
-    void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown)
+    void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown, uint64_t *choices)
+    void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown, uint64_t choices)
     sona_policy_state sona_policy_get_state(const sona_policy *policy)
     void sona_policy_set_state(sona_policy *policy, sona_policy_state state)
     sona_lora sona_policy_copy(const sona_policy *policy, int which)

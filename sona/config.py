@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
-from sona.errors import SonaValueError
+from sona.errors import SonaTypeError, SonaValueError
 
 Precondition = Literal["auto", "identity", "full"]
 
@@ -79,7 +79,7 @@ class SonaConfig:
         if self.precondition not in ("auto", "identity", "full"):
             raise SonaValueError(f"precondition: expected 'auto', 'identity' or 'full', got {self.precondition!r}")
         low, high = self.reward_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        if not (math.isfinite(high - low) and low < high):  # the difference is finite only where both are
             raise SonaValueError(f"reward_range: expected two finite numbers, the first smaller, got {self.reward_range!r}")
 
     def to_unit(self, reward: float) -> float:
@@ -90,9 +90,16 @@ class SonaConfig:
         ------
         SonaValueError
             NaN, infinite, or outside the range while `clip` is off.
+        SonaTypeError
+            Not a real number; text is none.
         """
         low, high = self.reward_range
-        value = float(reward)
+        try:
+            value = reward if type(reward) is float else float(reward.__float__())  # float() alone would read text
+        except (AttributeError, TypeError):
+            raise SonaTypeError(f"reward: expected a number, got {type(reward).__name__}") from None
+        except OverflowError:
+            value = math.inf
         if not math.isfinite(value):
             raise SonaValueError(f"reward: expected a finite number, got {value}")
         if not low <= value <= high:

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sona._arrays import Floats, coerce, output
 from sona.adapters import Adapter
 from sona.config import SonaConfig
-from sona.errors import SonaClosedError, SonaValueError, SonaVersionError
+from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 from sona.loops.instant import InstantLoop, InstantLoopConfig
@@ -67,7 +67,7 @@ class SonaEngine:
         c = self.config = config or SonaConfig()
         self.name = name
         self.fingerprint = model_fingerprint
-        self.enabled = os.environ.get("SONA_DISABLE") != "1"
+        self._enabled = os.environ.get("SONA_DISABLE") != "1"
         self.adapters = tuple(
             Adapter(
                 c.hidden_dim,
@@ -91,16 +91,43 @@ class SonaEngine:
         self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
         self.session = self.store.session if self.store is not None else 0
         self._next_id = self.session << 40 | _TRAJECTORY_IDS
-        self.policy: Policy | None = None if policy is None else policy(self)
+        self.policy: Policy | None = None
         self.journal: Journal | None = None
-        if self.store is not None:
-            self.journal = Journal(self.store, self, name=name, fingerprint=model_fingerprint)
-            if self.policy is not None:
-                self.journal.arms_changed()
-            if self.enabled:
-                self.journal.open()
+        try:
+            if policy is not None:
+                self.policy = policy(self)
+            if self.store is not None:
+                self.journal = Journal(self.store, self, name=name, fingerprint=model_fingerprint)
+                if self.policy is not None:
+                    self.journal.arms_changed()
+                if self.enabled:
+                    self.journal.open()
+                else:
+                    self.journal.open_disabled()
+        except BaseException:
+            self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
+            raise
+
+    @property
+    def enabled(self) -> bool:
+        """
+        False: outputs are inputs, a router serves the frozen model's first choice, and nothing is learned.
+
+        SONA_DISABLE=1 in the environment starts an engine so; it may be switched at any time.
+        """
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._layer(0)
+        if self.journal is not None:
+            if value:
+                self.journal.resume()
             else:
-                self.journal.open_disabled()
+                self.journal.pause()
+        self._enabled = value
+        if self.policy is not None:
+            self.policy.enabled = value
 
     # ---- requests ----
 
@@ -124,10 +151,8 @@ class SonaEngine:
     def _apply(self, x: Any, out: Floats | None, layer: int, tier: str) -> Floats:
         adapter = self._layer(layer)
         x = coerce(x, (self.config.hidden_dim,), "x")
-        y = x.copy() if out is None else output(out, x.shape, "out")
-        if out is not None:
-            np.copyto(y, x)
-        if self.enabled:
+        y, x = _start(x, out)
+        if self._enabled:
             adapter.forward_tier(x, y, tier)
         return y
 
@@ -135,10 +160,8 @@ class SonaEngine:
         """x + delta(x) row by row, shape (n, hidden_dim). Releases the GIL."""
         adapter = self._layer(layer)
         x = coerce(x, (None, self.config.hidden_dim), "x")
-        y = x.copy() if out is None else output(out, x.shape, "out")
-        if out is not None:
-            np.copyto(y, x)
-        if self.enabled:
+        y, x = _start(x, out)
+        if self._enabled:
             adapter.forward_batch(x, y)
         return y
 
@@ -206,7 +229,7 @@ class SonaEngine:
         low, high = self.config.reward_range
         try:
             unit = self.config.to_unit(reward)
-        except SonaValueError:
+        except (SonaValueError, SonaTypeError):
             self._counts["rejected"] += 1
             raise
         self._counts["clipped"] += not low <= reward <= high
@@ -363,9 +386,25 @@ class SonaEngine:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise SonaTypeError(
+            f"{self!r}: expected save(path) and load(path), or a store, for a copy of what is learned; it cannot be pickled"
+        )
+
     def __repr__(self) -> str:
         where = "memory" if self.store is None else self.store.path
         return f"<SonaEngine dim={self.config.hidden_dim} layers={self.config.num_layers} store={where}>"
+
+
+def _start(x: Floats, out: Floats | None) -> tuple[Floats, Floats]:
+    """(y, x): a y equal to x, in `out` where one is given, and an x that writing to y does not change, unless they are the same rows."""
+    if out is None:
+        return x.copy(), x
+    y = output(out, x.shape, "out")
+    if y is not x and np.may_share_memory(x, y):
+        x = x.copy()
+    np.copyto(y, x)
+    return y, x
 
 
 def _part(arrays: dict[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:

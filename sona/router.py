@@ -2,8 +2,9 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -120,6 +121,7 @@ class Router:
         model_fingerprint: str | None = None,
     ) -> None:
         vectors = _arm_vectors(arms, dim, seed)
+        _refuse_same_text(vectors)
         costs = dict(cost or {})
         unknown = [arm for arm in costs if arm not in vectors]
         if unknown:
@@ -170,7 +172,7 @@ class Router:
         length = float(np.linalg.norm(vector.astype(np.float64)))
         if not length > 0:
             raise SonaValueError(f"arm {arm!r}: expected a non-zero vector, got zeros")
-        return (vector / (length if self._normalize else self._scale)).astype(np.float32)
+        return (vector.astype(np.float64) / (length if self._normalize else self._scale)).astype(np.float32)
 
     # ---- arms ----
 
@@ -185,8 +187,13 @@ class Router:
         self._check_open()
         prepared = self._prepared(name, coerce(vector, (self.engine.config.hidden_dim,), f"arm {name!r}"))
         _refuse_identical({**dict(zip(self.arms, self._policy.vectors(), strict=True)), name: prepared})
-        self._policy.add_arm(name, prepared, cost)
-        if self._journal is not None:
+        if name not in self.arms:
+            _refuse_same_text([*self.arms, name])
+        if self._journal is None:
+            self._policy.add_arm(name, prepared, cost)
+            return
+        with self._journal.mutex:
+            self._policy.add_arm(name, prepared, cost)
             self._journal.arms_changed()
 
     def remove_arm(self, name: Arm) -> None:
@@ -194,8 +201,11 @@ class Router:
         self._check_open()
         if len(self.arms) == 1:
             raise SonaValueError(f"arm {name!r}: expected at least one arm to stay")
-        self._policy.remove_arm(name)
-        if self._journal is not None:
+        if self._journal is None:
+            self._policy.remove_arm(name)
+            return
+        with self._journal.mutex:
+            self._policy.remove_arm(name)
             self._journal.arms_changed()
 
     # ---- requests ----
@@ -278,22 +288,33 @@ class Router:
         """
         self._check_open()
         unit = self.engine._unit(reward)
-        journal = self._journal
-        if journal is None:
-            return bool(self._policy.learn(id, unit)) if self.engine.enabled else bool(self._policy.knows(id))
-        accepted = journal.feedback(id, unit, source, learn=self.engine.enabled)
-        if sync and accepted:
-            journal.flush()
+        accepted = self._learn(id, unit, source)
+        if sync and accepted and self._journal is not None:
+            self._journal.flush()
         return accepted
+
+    def _learn(self, id: int, unit: float, source: str | None) -> bool:
+        id = index(id)
+        try:
+            if self._journal is not None:
+                return self._journal.feedback(id, unit, source, learn=self.engine.enabled)
+            if self.engine.enabled:
+                return bool(self._policy.learn(id, unit))
+            if self._policy.knows(id):
+                return True
+        except OverflowError:  # no id of 64 bits
+            pass
+        self._policy.count_unknown()
+        return False
 
     def feedback_batch(self, ids: Iterable[int], rewards: Iterable[float], *, sync: bool = False, source: str | None = None) -> int:
         """Rewards of several decisions, in order; returns how many ids were known. A bad reward raises before any is learned."""
-        ids, rewards = list(ids), [float(r) for r in rewards]
+        self._check_open()
+        ids, rewards = [index(id) for id in ids], list(rewards)
         if len(ids) != len(rewards):
             raise SonaValueError(f"feedback_batch: expected as many rewards as ids, got {len(rewards)} and {len(ids)}")
-        for reward in rewards:
-            self.engine.config.to_unit(reward)
-        accepted = sum(self.feedback(id, reward, source=source) for id, reward in zip(ids, rewards, strict=True))
+        units = [self.engine._unit(reward) for reward in rewards]
+        accepted = sum(self._learn(id, unit, source) for id, unit in zip(ids, units, strict=True))
         if sync:
             self.flush()
         return accepted
@@ -363,6 +384,9 @@ class Router:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise SonaTypeError(f"{self!r}: expected a store, or engine.save(path), for a copy of what is learned; it cannot be pickled")
+
     def __repr__(self) -> str:
         return f"<Router {len(self.arms)} arms, dim={self.engine.config.hidden_dim}>"
 
@@ -379,10 +403,12 @@ def _arm_vectors(arms: Any, dim: int | None, seed: int) -> dict[Any, Floats]:
     if isinstance(arms, str | bytes) or not isinstance(arms, Sequence):
         raise SonaTypeError(f"arms: expected a mapping, a (K, dim) array or a sequence of names, got {type(arms).__name__}")
     names = list(arms)
+    if not all(isinstance(name, Hashable) for name in names):
+        raise SonaTypeError(f"arms: expected names, or an array (K, dim) of vectors, got a sequence that starts with {names[0]!r}")
     if not names or len(set(names)) != len(names):
         raise SonaValueError(f"arms: expected distinct names, at least one, got {names}")
-    if dim is None:
-        raise SonaValueError("dim: expected the length of x for arms without vectors, got None")
+    if dim is None or dim < 1:
+        raise SonaValueError(f"dim: expected the length of x for arms without vectors, got {dim}")
     return dict(zip(names, _orthonormal(len(names), dim, seed), strict=True))
 
 
@@ -392,6 +418,15 @@ def _orthonormal(count: int, dim: int, seed: int) -> Floats:
     groups = [np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(-(-count // dim))]
     rows: Floats = np.concatenate(groups)[:count].astype(np.float32)
     return rows
+
+
+def _refuse_same_text(names: Iterable[Any]) -> None:
+    """A store knows arms by the text of their names."""
+    seen: dict[str, Any] = {}
+    for name in names:
+        twin = seen.setdefault(str(name), name)
+        if twin is not name:
+            raise SonaValueError(f"arms: expected names that differ as text, got {twin!r} and {name!r}")
 
 
 def _refuse_identical(vectors: Mapping[Any, Floats]) -> None:

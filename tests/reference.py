@@ -1,4 +1,4 @@
-"""The learning rule in numpy float64, written from the equations of csrc/include/sona/*.h: slow, plain, and what the C code is compared with.
+"""The learning rule in numpy float64, written from the equations in csrc/include/sona/*.h: slow and plain, the C code is compared with it.
 
 Every constant of the rule that a test depends on is in this block and nowhere else in the tests.
 """
@@ -304,7 +304,7 @@ def unit(x: Any) -> Array:
 
 
 class Clusters:
-    """Requests around K centres, each with a right arm whose vector points only roughly there: the frozen model is right half of the time."""
+    """Requests around K centres. Vectors of the right arms point only roughly there: the frozen model is right half of the time."""
 
     def __init__(self, seed: int, *, arms: int = 6, dim: int = 20, noise: float = 0.5, rough: float = 2.0) -> None:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Promises of the adapters: what they add equals the dense matrix they stand for, gradients are exact, and what is folded or cut is said."""
+"""Promises of the adapters: what they add is the dense matrix they stand for, gradients are exact, and what is cut off is said."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -260,7 +260,8 @@ def test_assign_refuses_what_does_not_fit(down: Array, up: Array, offset: Array 
 
 
 @pytest.mark.parametrize(
-    ("up", "coef", "offset"), [(np.nan, 1, 0), (1, np.nan, 0), (1, np.inf, 0), (1, 1e300, 0), (1, 1, np.nan), (1, 1, np.inf), (1e30, 1e30, 0)]
+    ("up", "coef", "offset"),
+    [(np.nan, 1, 0), (1, np.nan, 0), (1, np.inf, 0), (1, 1e300, 0), (1, 1, np.nan), (1, 1, np.inf), (1e30, 1e30, 0)],
 )
 def test_what_is_not_finite_is_never_appended(up: float, coef: float, offset: float, rng: np.random.Generator) -> None:
     adapter, dense = grown(rng, 2)
@@ -451,7 +452,7 @@ def test_base_load_refuses_damage(damage: Callable[[bytes], bytes], rng: np.rand
     path = tmp_path / "base.safetensors"
     trained_base(rng).save(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(SonaCorruptError, match="base.safetensors"):
+    with pytest.raises(SonaCorruptError, match=r"base\.safetensors"):
         BaseLoRA.load(path)
 
 

@@ -29,7 +29,7 @@ tables = st.sampled_from(sona.isas()).map(Kernels)
 lengths = st.integers(0, 130)
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.sampled_from([1e-40, 1e-20, 1.0, 1e15])
-SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, 3e38], dtype=np.float32)
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45], dtype=np.float32)
 
 
 class Numbers:

@@ -159,7 +159,7 @@ def test_named_tests_are_there(place: str):
 @pytest.mark.parametrize("place", names("figure"))
 def test_named_figures_are_there(place: str):
     assert is_there(place)
-    assert place.startswith("asv_benchmarks/")
+    assert place.startswith(("asv_benchmarks/", "csrc/tests/bench_"))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.fields], ids=lambda row: row.name)

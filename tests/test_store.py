@@ -1055,53 +1055,82 @@ def test_after_close_everything_is_refused_and_close_does_nothing(path):
             call()
 
 
-def test_a_forked_child_leaves_the_parents_store_alone(path, run_python):
+def test_forked_children_leave_the_parents_store_alone_and_may_open_their_own(path, run_python):
     done = run_python(
         """
         import gc, os, sys, threading, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside a thread is what is tested
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what is tested
         from test_store import *
         store = SqliteStore(sys.argv[1])
-        store.append([decision(1)])
         assert store.try_lease()
-        inside = threading.Event()
-        def hold():  # another thread is inside of SQLite while this one forks
-            with store._db.reading() as conn:
-                conn.create_function("inside", 0, lambda: inside.set() or 1)
-                endless = "WITH RECURSIVE c (n) AS (SELECT inside() UNION ALL SELECT n + 1 FROM c) SELECT sum(n) FROM c"
-                with pytest.raises(sqlite3.OperationalError, match="interrupted"):
-                    conn.execute(endless).fetchall()
-        conn = store._db._conn
-        thread = threading.Thread(target=hold)
-        thread.start()
-        inside.wait(30)
-        child = os.fork()
-        if child == 0:
-            try:
-                store.append([decision(2)])
-            except SonaClosedError as exc:
-                assert "forked" in str(exc) and not store.lease
-            else:
-                os._exit(1)
-            with SqliteStore(sys.argv[1]) as mine:
-                assert not mine.try_lease()
-                mine.append([decision(3)])
-            store.close()
-            del store, conn
-            gc.collect()
-            sys.exit(0)  # with all that the interpreter does at its end
-        assert os.waitpid(child, 0)[1] == 0
-        conn.interrupt()
-        thread.join()
+        stop = threading.Event()
+        def work():  # threads are inside of SQLite, opening and closing too, whenever this one forks
+            n = 1000 * threading.get_ident()
+            while not stop.is_set():
+                n += 1
+                store.append([decision(n % 2**62)])
+                SqliteStore(sys.argv[1], namespace="other").close()
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for n in range(12):
+            child = os.fork()
+            if child == 0:
+                try:
+                    store.append([decision(1)])
+                except SonaClosedError as exc:
+                    assert "forked" in str(exc) and not store.lease
+                else:
+                    os._exit(1)
+                with SqliteStore(sys.argv[1], namespace="children") as mine:
+                    mine.append([decision(n)])
+                with SqliteStore(sys.argv[1]) as mine:
+                    assert not mine.try_lease()
+                store.close()
+                del store
+                gc.collect()
+                sys.exit(0)  # with all that the interpreter does at its end
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
         assert os.path.exists(sys.argv[1] + "-wal")
-        store.append([decision(4)])
         assert store.lease
-        print([row.id for row, _ in store.decisions()], store.integrity())
+        assert store.count() > 0 and store.decision(1) is None
+        with SqliteStore(sys.argv[1], namespace="children") as children:
+            print([row.id for row, _ in children.decisions()], store.integrity())
         store.close()
         """,
         path,
     )
-    assert done.stdout.split("\n")[0] == "[1, 3, 4] []"
+    assert done.stdout.split("\n")[0] == f"{list(range(12))} []"
+
+
+def test_a_fork_goes_on_when_a_thread_does_not_come_out_of_sqlite(path, run_python):
+    run_python(
+        """
+        import os, sys, threading, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from sona.store import SqliteStore, connection
+        connection.FORK_PATIENCE = 0.05
+        store = SqliteStore(sys.argv[1])
+        inside, done = threading.Event(), threading.Event()
+        def stay():
+            with store._db.reading():
+                inside.set()
+                done.wait(60)
+        thread = threading.Thread(target=stay)
+        thread.start()
+        inside.wait(60)
+        if os.fork() == 0:
+            os._exit(not store.closed)
+        assert os.wait()[1] == 0
+        done.set()
+        thread.join()
+        assert store.count() == 0
+        """,
+        path,
+    )
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")

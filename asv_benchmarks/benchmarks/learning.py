@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import Frozen
-from run import adapted, play
+from run import Precondition, adapted, play
 from streams import make
 
 
@@ -30,7 +30,7 @@ class Regret:
     param_names = ("stream", "precondition", "guard")
     unit = "x frozen"
 
-    def track_regret(self, name, precondition, guard):
+    def track_regret(self, name: str, precondition: Precondition, guard: bool) -> float:
         ours = frozen = 0.0
         for seed in (10, 11, 12):
             stream = make(name, seed)
@@ -44,7 +44,7 @@ class FrozenIsRight:
     param_names = ("rewards",)
     unit = "% of reward lost"
 
-    def track_loss(self, rewards):
+    def track_loss(self, rewards: str) -> float:
         stream = make(f"digits:few:{rewards}:optimal", 10)
         frozen = play(stream, Frozen).earned.sum()
-        return 100 * (1 - play(stream, adapted(stream)).earned.sum() / frozen)
+        return float(100 * (1 - play(stream, adapted(stream)).earned.sum() / frozen))

@@ -65,7 +65,8 @@ sona_record *sona_pending_put(sona_pending *p, uint64_t id, uint32_t count) {
 sona_record *sona_pending_get(sona_pending *p, uint64_t id) {
   const slot s = p->slots[id & (p->slot_count - 1)];
   if (s.id != id || p->head - s.position > p->byte_count || p->head == s.position) return NULL;
-  return (sona_record *)(p->bytes + s.position % p->byte_count);
+  sona_record *record = (sona_record *)(p->bytes + s.position % p->byte_count);
+  return record->id == id ? record : NULL; /* an unused slot names id 0 at position 0 */
 }
 
 size_t sona_pending_bytes(const sona_pending *p) { return sizeof *p + p->byte_count + p->slot_count * sizeof *p->slots; }

@@ -641,14 +641,14 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
 
 /* ---- state ---- */
 
-void sona_policy_get_calibration(const sona_policy *p, int32_t row, double *rewarded, double *shown) {
+void sona_policy_get_calibration(const sona_policy *p, int32_t row, double *rewarded, double *shown, uint64_t *choices) {
   *rewarded = p->records[row].rewarded;
   *shown = p->records[row].shown;
+  *choices = p->records[row].choices;
 }
 
-void sona_policy_set_calibration(sona_policy *p, int32_t row, double rewarded, double shown) {
-  p->records[row].rewarded = rewarded;
-  p->records[row].shown = shown;
+void sona_policy_set_calibration(sona_policy *p, int32_t row, double rewarded, double shown, uint64_t choices) {
+  p->records[row] = (arm_record){.rewarded = rewarded, .shown = shown, .choices = choices};
 }
 
 sona_policy_state sona_policy_get_state(const sona_policy *p) {

@@ -247,7 +247,8 @@ size_t sona_truncate(const sona_kernels *k, const sona_lora *w, size_t rank, siz
                      float *down, float *up, float *offset, double *discarded) {
   const size_t n = w->rank, ld = w->ld;
 #if SONA_BUILD_AVX2
-  const size_t kept = (k == &sona_kernels_avx2 ? decompose_avx2 : decompose_portable)(w, rank, rank_max, max_discard, scratch, discarded);
+  const int avx2 = strcmp(k->isa, "avx2") == 0; /* a table of that name exists where dispatch.c says that it can run */
+  const size_t kept = (avx2 ? decompose_avx2 : decompose_portable)(w, rank, rank_max, max_discard, scratch, discarded);
 #else
   const size_t kept = decompose_portable(w, rank, rank_max, max_discard, scratch, discarded);
 #endif

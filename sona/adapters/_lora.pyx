@@ -124,13 +124,15 @@ cdef class Adapter:
 
     def forward_batch(self, x, out, tier="both"):
         """out += delta of each row; x and out are (n, dim) float32. Releases the GIL."""
-        x = coerce(x, (None, self.dim), "x")
-        cdef Py_ssize_t rows = x.shape[0]
+        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 2) and cnp.PyArray_DIM(x, 0) > 0 and cnp.PyArray_DIM(x, 1) == self.dim):
+            x = coerce(x, (None, self.dim), "x")
+        cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0)
         out = output(out, (rows, self.dim), "out")
-        if np.shares_memory(x, out):
-            x = x.copy()
         cdef const float *a = <const float *> cnp.PyArray_DATA(x)
         cdef float *b = <float *> cnp.PyArray_DATA(out)
+        if a < b + rows * self.dim and b < a + rows * self.dim:  # overlapping: the input is what it was at the call
+            x = x.copy()
+            a = <const float *> cnp.PyArray_DATA(x)
         cdef sona_tier which = tier_named(tier)
         cdef sona_reader *reader = sona_reader_acquire(self.handle)
         if reader == NULL:

@@ -4,7 +4,7 @@ cimport numpy as cnp
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.math cimport NAN, isfinite, sqrt
 from libc.stdint cimport int32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from sona._arrays cimport sona_is_input
@@ -190,8 +190,8 @@ cdef class Policy:
     def add_arm(self, name, vector, double cost=0.0):
         """Open an arm to choice; vector (dim) is used as it is. Returns its row."""
         cdef int32_t row = 0
-        if name in self.rows:
-            raise SonaValueError(f"arm {name!r}: expected a new name, got one that is already there")
+        if name is None or name in self.rows:
+            raise SonaValueError(f"arm {name!r}: expected a new name, got {'None' if name is None else 'one that is already there'}")
         array = coerce(vector, (self.dim,), f"arm {name!r}")
         check(sona_policy_add_arm(self.handle, <const float *> cnp.PyArray_DATA(array), <float> cost, &row),
               f"arm {name!r} with cost={cost}")
@@ -262,22 +262,23 @@ cdef class Policy:
         cdef double square = self.kernels.dot(data, data, self.dim)
         cdef float largest = 0
         cdef Py_ssize_t i
-        if not (isfinite(square) and (square > 1e-30 or square == 0)):  # NaN, infinity, or norms whose square leaves float32
+        if not (isfinite(square) and square > 1e-30):  # NaN, infinity, zero, or a norm whose square leaves float32
             for i in range(self.dim):
                 if not isfinite(data[i]):
                     self.rejected += 1
                     raise SonaValueError(f"x: expected finite numbers, got {data[i]} at position {i}")
                 largest = max(largest, abs(data[i]))
             for i in range(self.dim):
-                self.unit[i] = data[i] / largest
+                self.unit[i] = data[i] / largest if largest > 0 else 0
             square = self.kernels.dot(self.unit, self.unit, self.dim)
             for i in range(self.dim):
-                self.unit[i] *= <float> (1 / sqrt(square))
+                self.unit[i] *= <float> (1 / sqrt(square)) if square > 0 else 0
             return self.unit
-        memcpy(self.unit, data, self.dim * sizeof(float))
-        if square > 0 and not 0.999999 < square < 1.000001:
-            square = 1 / sqrt(square) - 1
-            self.kernels.axpy(<float> square, data, self.unit, self.dim)
+        if 0.999999 < square < 1.000001:
+            memcpy(self.unit, data, self.dim * sizeof(float))
+        else:
+            memset(self.unit, 0, self.dim * sizeof(float))
+            self.kernels.axpy(<float> (1 / sqrt(square)), data, self.unit, self.dim)
         return self.unit
 
     cdef object _candidates(self, object candidates):
@@ -541,6 +542,7 @@ cdef class Policy:
         cdef sona_policy_state s = sona_policy_get_state(self.handle)
         cdef sona_lora w
         cdef double rewarded = 0, shown = 0
+        cdef uint64_t choices = 0
         arrays = {
             "guard": np.array([s.guard.log_weight[0], s.guard.log_weight[1], s.guard.log_weight[2], s.guard.rewards, s.guard.outcomes,
                                s.guard.updates, s.guard.models], dtype=np.float64),
@@ -548,10 +550,10 @@ cdef class Policy:
             "requests": np.array([s.requests, s.refreshed], dtype=np.uint64),
             "surprise": np.array([self.surprise], dtype=np.float64),
         }
-        calibration = np.empty((len(self.arms), 2), dtype=np.float64)
+        calibration = np.empty((len(self.arms), 3), dtype=np.float64)
         for i, name in enumerate(self.arms):
-            sona_policy_get_calibration(self.handle, self.rows[name], &rewarded, &shown)
-            calibration[i] = rewarded, shown
+            sona_policy_get_calibration(self.handle, self.rows[name], &rewarded, &shown, &choices)
+            calibration[i] = rewarded, shown, choices
         arrays["arm_calibration"] = calibration
         arrays["arm_names"] = np.frombuffer(json.dumps([str(name) for name in self.arms]).encode(), dtype=np.uint8)
         for which in range(2):
@@ -579,12 +581,12 @@ cdef class Policy:
                                coerce(arrays[f"copy{which}.offset"], (rows,), "offset")))
         rates = np.asarray(arrays["arm_calibration"], dtype=np.float64)
         kept = json.loads(np.asarray(arrays["arm_names"], dtype=np.uint8).tobytes())
-        if rates.shape != (len(kept), 2) or not np.isfinite(rates).all() or (rates < 0).any():
-            raise SonaValueError(f"policy state: expected finite calibration of shape ({len(kept)}, 2), got shape {rates.shape}")
+        if rates.shape != (len(kept), 3) or not np.isfinite(rates).all() or (rates < 0).any():
+            raise SonaValueError(f"policy state: expected finite calibration of shape ({len(kept)}, 3), got shape {rates.shape}")
         today = {str(name): self.rows[name] for name in self.arms}
-        for name, (rewarded, shown) in zip(kept, rates):
+        for name, (rewarded, shown, choices) in zip(kept, rates):
             if name in today:
-                sona_policy_set_calibration(self.handle, today[name], rewarded, shown)
+                sona_policy_set_calibration(self.handle, today[name], rewarded, shown, int(choices))
         for which, rows, down, up, offset in copies:
             check(sona_policy_set_copy(self.handle, which, <const float *> cnp.PyArray_DATA(down), <const float *> cnp.PyArray_DATA(up),
                                        self.dim, <const float *> cnp.PyArray_DATA(offset), rows), f"copy of {rows} rows")

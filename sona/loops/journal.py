@@ -6,8 +6,9 @@ import math
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow
+from sona.store.sqlite import SEQUENCE_BITS
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -36,11 +38,28 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _OwnReward(FeedbackRow):
+    """A reward of this process on its way to the store: the how-manieth, from 1 on, and whether the learner has it already."""
+
+    ordinal: int = 0
+    learned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Rewards of this process in the store, numbers first to last, that the learner has; `ordinal` is that of the first."""
+
+    first: int
+    last: int
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Capture:
-    """The learner as it was when `feedback` own rewards had been drained and every reward up to number `applied` was learned."""
+    """The learner as it was when it had every own reward up to `ordinal` and every reward of the store up to number `applied`."""
 
     arrays: Arrays
-    feedback: int
+    ordinal: int
     applied: int
 
 
@@ -113,14 +132,17 @@ class Journal:
         self._fingerprint = fingerprint
         self._save_every = save_every
         self._clock = clock
+        self._session = store.session
         self._next_poll = clock() + POLL_SECONDS
-        self._feedback: list[FeedbackRow] = []
+        self._feedback: list[_OwnReward] = []
         self._trajectories: list[TrajectoryRow] = []
         self._arm_sets: dict[int, int] = {}  # policy version -> version in the store
+        self._arms_saved = True
         self._known_sets: dict[int, tuple[str, ...]] = {}
         self._applied = 0  # every reward up to this number is learned
-        self._own: list[tuple[int, int]] = []  # numbers of own rewards above it, also learned
-        self._drained = self._written = 0  # own rewards
+        self._own: list[_Span] = []  # own rewards above it, also learned
+        self._own_ids: Counter[int] = Counter()  # decisions of own rewards above it, also those not yet in the store
+        self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
         self._capture: _Capture | None = None
         self._save_at = save_every
         self.replayed = 0
@@ -138,10 +160,21 @@ class Journal:
         self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
 
     def open_disabled(self) -> None:
-        """Write decisions and rewards only: nothing is restored, learned or saved."""
+        """Write decisions and rewards only: nothing is restored, learned or saved. Another process may lead."""
+        if self.leading:
+            self.store.release_lease()
         self.leading = False
         self._following = False
         self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
+
+    def pause(self) -> None:
+        """Rewards are written and nothing is learned, from here or from the store, until `resume`."""
+        self._following = False
+
+    def resume(self) -> None:
+        """The next `tick` learns what was rewarded meanwhile."""
+        self._following = True
+        self._next_poll = self._clock()
 
     # ---- recording: called on the hot path ----
 
@@ -153,19 +186,37 @@ class Journal:
         """
         policy = self._learner.policy
         assert policy is not None
+        now = time.time()
+        if not policy.knows(id) and id >> SEQUENCE_BITS == self._session:
+            self._write_queued()  # the decision, or the reward that it had, may be on its way
         with self.mutex:
+            learned = learn and self.leading
+            row = _OwnReward(id, reward, now, source, self._queued + 1, learned)  # raises for a bad source before anything changes
             if not policy.knows(id) and not self.recall(id):
                 policy.count_unknown()
                 return False
-            if learn and self.leading and not policy.learn(id, reward):
-                return False
-            self._feedback.append(FeedbackRow(id, reward, time.time(), source))
+            if learned:
+                if not policy.learn(id, reward):
+                    return False
+                self._own_ids[id] += 1
+            self._queue(row)
         self.notify()
         return True
 
+    def _write_queued(self) -> None:
+        try:
+            self.flush()
+        except SonaStoreError as error:
+            log.warning("store: %s", error)
+
+    def _queue(self, row: _OwnReward) -> None:
+        self._feedback.append(row)
+        self._queued = row.ordinal
+
     def reward(self, id: int, reward: float, source: str | None) -> None:
-        """Queue a reward in [0, 1]."""
-        self._feedback.append(FeedbackRow(id, reward, time.time(), source))
+        """Queue a reward in [0, 1] of a trajectory, which its own process has learned."""
+        with self.mutex:
+            self._queue(_OwnReward(id, reward, time.time(), source, self._queued + 1))
         self.notify()
 
     def trajectory(self, id: int, payload: bytes, quality: float | None) -> None:
@@ -184,7 +235,7 @@ class Journal:
         self.writer.flush(timeout)
 
     def close(self) -> None:
-        """Save the state, write what is left and end the thread."""
+        """Save the state, write what is left, end the thread and let another process lead."""
         if self.writer is None or self.writer.closed:
             return
         try:
@@ -193,32 +244,37 @@ class Journal:
             else:
                 self.writer.flush()
         finally:
-            self.writer.close()
+            try:
+                self.writer.close()
+            finally:
+                if self.leading and not self.store.closed:
+                    self.store.release_lease()
 
     def save(self) -> None:
         """Write everything recorded so far and then the learner's state; both are durable on return. For the holder of the lease."""
         assert self.writer is not None
         while True:
-            self.writer.flush()
             with self.mutex:
-                if not self._feedback and self._drained == self._accounted():  # else another thread was rewarded meanwhile
-                    capture, spans = _Capture(self._learner.state(), self._drained, self._applied), self._spans(0)
-                    break
-        self._put_state(capture, spans)
+                capture = _Capture(self._learner.state(), self._queued, self._applied)
+            self.writer.flush()
+            if capture.applied == self._applied:  # else rewards of other processes were learned meanwhile
+                break
+        self._put_state(capture)
 
     # ---- writing: called by the writer ----
 
     def _drain(self) -> tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]:
         policy = self._learner.policy
         with self.mutex:
+            if not self._arms_saved:
+                self.arms_changed()
             decisions = [] if policy is None else policy.drain()
             feedback, self._feedback = self._feedback, []
             trajectories, self._trajectories = self._trajectories, []
-            self._drained += len(feedback)
-            if self.leading and self._capture is None and self._drained >= self._save_at:
-                self._capture = _Capture(self._learner.state(), self._drained, self._applied)
-                self._save_at = self._drained + self._save_every
-        return [self._decision_row(*fields) for fields in decisions], feedback, trajectories
+            if self.leading and self._capture is None and self._queued >= self._save_at:
+                self._capture = _Capture(self._learner.state(), self._queued, self._applied)
+                self._save_at = self._queued + self._save_every
+        return [self._decision_row(*fields) for fields in decisions], list(feedback), trajectories
 
     def _decision_row(
         self,
@@ -237,42 +293,59 @@ class Journal:
         return DecisionRow(id, when, x, arm, self._arm_sets[version], candidates, known, _PROPOSALS.pack(*chance, own, agreed))
 
     def arms_changed(self) -> None:
-        """Keep the policy's arms in the store under a version that its next decisions name."""
+        """
+        Keep the policy's arms in the store under a version that its next decisions name.
+
+        A store that cannot be written gets them before a later group; the decisions until then name the arms that it has. Call it with
+        `mutex` held, together with the change itself, once decisions are being made.
+
+        Raises
+        ------
+        SonaStoreError
+            The store has no arms at all and could not be written.
+        """
         policy = self._learner.policy
         assert policy is not None
         listed = [json.dumps(None if name is None else str(name)) for name in policy.names_by_row()]
-        self._arm_sets[policy.version] = self.store.put_arms(listed, policy.vectors().tobytes(), policy.costs().tobytes())
+        try:
+            number = self.store.put_arms(listed, policy.vectors().tobytes(), policy.costs().tobytes())
+        except SonaStoreError as error:
+            if not self._arm_sets:
+                raise
+            log.warning("arms: %s", error)
+            self._arm_sets[policy.version] = max(self._arm_sets.values())
+            self._arms_saved = False
+            return
+        self._arm_sets[policy.version] = number
+        self._arms_saved = True
 
-    def _appended(self, last: int, rewards: int) -> None:
-        """Rows are durable: the last `rewards` numbers up to `last` are ours."""
-        if rewards:
-            self._own.append((last - rewards + 1, last))
-            self._written += rewards
+    def _appended(self, last: int, rows: list[FeedbackRow]) -> None:
+        """Own rewards are durable, with the numbers up to `last`."""
+        with self.mutex:
+            for number, row in enumerate(rows, last - len(rows) + 1):
+                assert isinstance(row, _OwnReward)
+                self._written = row.ordinal
+                if not row.learned:
+                    continue
+                span = self._own[-1] if self._own else None
+                if span is not None and (span.last, span.ordinal + number - span.first) == (number - 1, row.ordinal):
+                    self._own[-1] = replace(span, last=number)
+                else:
+                    self._own.append(_Span(number, number, row.ordinal))
         capture = self._capture
-        if capture is not None and self._accounted() >= capture.feedback:
+        if capture is not None and self._written >= capture.ordinal:
             self._capture = None
             if capture.applied == self._applied:
-                self._put_state(capture, self._spans(self._accounted() - capture.feedback))
+                self._put_state(capture)
             else:  # rewards of other processes were learned since: take a new one
                 self._save_at = 0
         self.tick()
 
-    def _accounted(self) -> int:
-        """Own rewards that are durable or given up."""
-        return self._written + (self.writer.dropped if self.writer is not None else 0)
-
-    def _spans(self, later: int) -> list[tuple[int, int]]:
-        """Numbers of own rewards above `_applied`, without the last `later` ones."""
-        spans = []
-        for first, last in reversed(self._own):
-            cut = min(later, last - first + 1)
-            later -= cut
-            if first <= last - cut:
-                spans.append((first, last - cut))
-        return spans[::-1]
-
-    def _put_state(self, capture: _Capture, spans: list[tuple[int, int]]) -> None:
-        meta = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": spans}
+    def _put_state(self, capture: _Capture) -> None:
+        with self.mutex:
+            spans = [(span.first, min(span.last, span.first + capture.ordinal - span.ordinal)) for span in self._own]
+        included = [(first, last) for first, last in spans if first <= last]
+        meta = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": included}
         self.store.put_state(self.name, encode_state(capture.arrays, meta), capture.applied)
 
     # ---- following ----
@@ -287,7 +360,7 @@ class Journal:
             raise SonaVersionError(f"state {self.name!r}: expected format {STATE_FORMAT} or older, got {meta['format']}")
         if None not in (self._fingerprint, meta.get("fingerprint")) and meta["fingerprint"] != self._fingerprint:
             raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
-        self._own = [(int(first), int(last)) for first, last in meta["included"]]
+        self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
         self._learner.restore(arrays)
 
     def tick(self) -> None:
@@ -307,8 +380,10 @@ class Journal:
             return
         if not self.leading:
             if self.store.try_lease():
-                self.leading = True
-                self._restore()
+                with self.mutex:  # what was queued until now is learned from the store, what comes now at once
+                    self._own = []
+                    self._restore()
+                    self.leading = True
             else:
                 kept = self.store.get_state(self.name)
                 if kept is not None and kept[1] > self._applied:
@@ -321,12 +396,20 @@ class Journal:
         while rows := self.store.feedback_after(self._applied):
             with self.mutex:
                 for number, row in rows:
-                    if not any(first <= number <= last for first, last in self._own):
+                    if number <= self._applied:  # another thread was faster
+                        continue
+                    if not any(span.first <= number <= span.last for span in self._own):
                         self._learn(number, row)
+                    elif self._own_ids[row.id] > 1:
+                        self._own_ids[row.id] -= 1
+                    else:
+                        del self._own_ids[row.id]
                     self._applied = number
-                self._own = [span for span in self._own if span[1] > self._applied]
+                self._own = [span for span in self._own if span.last > self._applied]
 
     def _learn(self, number: int, row: FeedbackRow) -> None:
+        if row.id in self._own_ids:  # the last reward counts, and ours is or will be a later one
+            return
         policy = self._learner.policy
         if policy is not None and (policy.knows(row.id) or self.recall(row.id, before=number)):
             policy.learn(row.id, row.reward)
@@ -378,9 +461,10 @@ class _Sink:
         self._journal = journal
 
     def append(self, decisions: list[DecisionRow], feedback: list[FeedbackRow], trajectories: list[TrajectoryRow], /) -> int:
-        last = self._journal.store.append(decisions, feedback, trajectories)
+        rewards = [FeedbackRow(row.id, row.reward, row.time, row.source) for row in feedback]
+        last = self._journal.store.append(decisions, rewards, trajectories)
         try:
-            self._journal._appended(last, len(feedback))
+            self._journal._appended(last, feedback)
         except SonaStoreError as error:  # the rows are durable; a state that could not be saved is tried again later
             log.warning("state: %s", error)
         return last

@@ -4,11 +4,18 @@ import ctypes
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sona.errors import SonaClosedError, SonaCorruptError, SonaError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.store import schema
+
+FORK_PATIENCE = 10.0  # s that a fork waits for other threads to come out of SQLite; beyond any sensible busy timeout
+
+_opening = threading.RLock()  # held before any connection's own lock
+_all: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+_fork = threading.local()
 
 
 class Connection:
@@ -32,10 +39,11 @@ class Connection:
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout_ms: int) -> None:
         self.path = _file_path(path)
         self.busy_timeout_ms = busy_timeout_ms
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._conn: sqlite3.Connection | None = None
         self._closed_because = "was not opened"
-        with self._translated():
+        with _opening, self.lock, self._translated():
+            _all.add(self)
             conn = sqlite3.connect(self.path, timeout=busy_timeout_ms / 1000, isolation_level=None, check_same_thread=False)
             try:
                 schema.prepare(conn, self.path, busy_timeout_ms=busy_timeout_ms)
@@ -58,7 +66,7 @@ class Connection:
         SonaStoreError
             In place of any error of SQLite, with the path; SonaCorruptError where the file is damaged.
         """
-        with self._lock, self._translated():
+        with self.lock, self._translated():
             if self._conn is None:
                 raise SonaClosedError(f"{self.path}: the store {self._closed_because}")
             yield self._conn
@@ -83,7 +91,7 @@ class Connection:
 
     def close(self) -> None:
         """Wait for the call under way and close; a second call does nothing."""
-        with self._lock:
+        with self.lock:
             conn, self._conn = self._conn, None
             if conn is not None:
                 self._closed_because = "is closed"
@@ -100,7 +108,7 @@ class Connection:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._conn))
             self._conn = None
             self._closed_because = "was opened by the parent of this forked process: open it again"
-        self._lock = threading.RLock()  # a thread that does not exist here may hold the old one
+        self.lock = threading.RLock()  # a thread that does not exist here may hold the old one
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -133,3 +141,28 @@ def _file_path(path: str | os.PathLike[str]) -> str:
     if not os.path.isdir(os.path.dirname(text)):
         raise SonaStoreError(f"{text}: the directory {os.path.dirname(text)} does not exist")
     return text
+
+
+# SQLite's own locks are global: a child forked while a thread is inside of SQLite could never use it.
+def _before_fork() -> None:
+    _fork.paused = [_opening] if _opening.acquire(timeout=FORK_PATIENCE) else []
+    for connection in list(_all):
+        if connection.lock.acquire(timeout=FORK_PATIENCE):
+            _fork.paused.append(connection.lock)
+
+
+def _after_fork_in_parent() -> None:
+    for lock in reversed(_fork.paused):
+        lock.release()
+    _fork.paused = []
+
+
+def _after_fork_in_child() -> None:
+    global _opening
+    _opening = threading.RLock()
+    for connection in list(_all):
+        connection.disown()
+    _fork.paused = []
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

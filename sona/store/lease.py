@@ -2,8 +2,11 @@
 
 import fcntl
 import os
+import weakref
 
 from sona.errors import SonaStoreError
+
+_all: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 
 
 class Lease:
@@ -15,6 +18,7 @@ class Lease:
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd: int | None = None
+        _all.add(self)
 
     @property
     def held(self) -> bool:
@@ -67,3 +71,11 @@ class Lease:
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
+
+
+def _after_fork_in_child() -> None:
+    for lease in list(_all):
+        lease.disown()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,7 +9,6 @@ import re
 import sqlite3
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar
@@ -49,8 +48,6 @@ Row = TypeVar("Row", DecisionRow, FeedbackRow, TrajectoryRow)
 
 # Without the hint SQLite walks all feedback of the namespace backwards.
 _LAST_REWARD = "SELECT reward FROM feedback INDEXED BY feedback_id WHERE ns = {} AND id = {} AND seq < {} ORDER BY seq DESC LIMIT 1"
-
-_open: "weakref.WeakSet[SqliteStore]" = weakref.WeakSet()
 
 
 class SqliteStore:
@@ -127,7 +124,6 @@ class SqliteStore:
             raise
         real = os.path.realpath(self.path)
         self._lease = Lease(f"{real}.lease-{self.namespace}")  # two names of one file must share it
-        _open.add(self)
         filesystem = network_filesystem(real)
         if filesystem is not None:
             warnings.warn(f"{self.path} is on {filesystem}: SQLite's locks are unsafe on network file systems", SonaWarning, stacklevel=2)
@@ -151,7 +147,6 @@ class SqliteStore:
             self._db.close()
         finally:
             self._lease.release()
-            _open.discard(self)
 
     def _namespace_key(self) -> int:
         find = "SELECT ns FROM namespaces WHERE name = ?"
@@ -610,13 +605,3 @@ def _rows(kind: type[Row], rows: Iterable[Row]) -> list[Row]:
         if type(row) is not kind:
             raise SonaTypeError(f"expected rows of type {kind.__name__}, got {type(row).__name__}")
     return listed
-
-
-def _disown_all() -> None:
-    for store in list(_open):
-        store._db.disown()
-        store._lease.disown()
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_disown_all)

@@ -98,9 +98,9 @@ float sona_policy_confidence(const sona_policy *policy);
 
 /* ---- state ---- */
 
-/* R and Q of one arm. */
-void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown);
-void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown);
+/* R and Q of one arm, and how often it was the own choice. */
+void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown, uint64_t *choices);
+void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown, uint64_t choices);
 
 typedef struct sona_policy_state {
   sona_guard guard;
