@@ -45,7 +45,8 @@ QUICK = Effort(rounds=7, requests=600, starts=3)
 
 def normal(*shape: int, seed: int = 0) -> F32:
     """Rows of about unit norm."""
-    return (np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+    rows: F32 = (np.random.default_rng(seed).normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+    return rows
 
 
 def optional(name: str) -> ModuleType | None:
@@ -147,7 +148,7 @@ def instant_step(effort: Effort) -> Iterator[Row]:
     d = 384
     xs, vs = normal(64, d), 10 * normal(64, d, seed=1)
     for kind in ("identity", "full"):
-        instant, adapter = Instant(d, precondition=kind, actions=20), Adapter(d, rank=16, rank_max=16)  # type: ignore[arg-type]
+        instant, adapter = Instant(d, precondition=kind, actions=20), Adapter(d, rank=16, rank_max=16)
         loop = "for x, v in pairs: step(adapter, x, v, 1.0, 0.4)"
         names = {"step": instant.step, "adapter": adapter, "pairs": list(zip(xs, vs, strict=True))}
         own = interleave({"sona": Code(loop, names)}, rounds=effort.rounds).median("sona") / len(xs)
@@ -231,7 +232,8 @@ def elementwise(effort: Effort) -> Iterator[Row]:
 
 def ring(effort: Effort) -> Iterator[Row]:
     record, out = np.zeros(256, np.float32), np.zeros(256, np.float32)
-    ours, simple = Ring(1 << 18), queue.SimpleQueue()  # type: ignore[var-annotated]
+    ours = Ring(1 << 18)
+    simple: queue.SimpleQueue[F32] = queue.SimpleQueue()
     codes = {
         "sona": Code("push(x); pop(out)", {"push": ours.push, "pop": ours.pop_into, "x": record, "out": out}),
         "queue": Code("put(copy()); get()", {"put": simple.put, "get": simple.get, "copy": record.copy}),

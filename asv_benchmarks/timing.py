@@ -66,8 +66,8 @@ def interleave(codes: Mapping[str, Code], *, rounds: int, sample: float = 1e-3, 
 
 
 def _count(timer: Timer, sample: float) -> int:
-    """Executions that take about `sample` seconds."""
+    """Executions that take about `sample` seconds; the fastest of three tries counts, because a first call loads and allocates."""
     count = 1
-    while (took := timer.timeit(count)) < sample:
+    while (took := min(timer.repeat(3, count))) < sample:
         count = max(count + 1, min(10 * count, int(1.2 * count * sample / max(took, 1e-9))))
     return count

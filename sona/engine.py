@@ -19,7 +19,7 @@ from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.trajectory import TrajectoryBuilder, encode
-from sona.types import QueryTrajectory
+from sona.types import QueryTrajectory, finite
 
 Store = str | os.PathLike[str] | SqliteStore | None
 
@@ -217,6 +217,8 @@ class SonaEngine:
         """
         self._layer(layer)
         unit = None if reward is None else self._unit(reward)
+        if expected is not None and not 0 <= finite(expected, "expected") <= 1:
+            raise SonaValueError(f"expected: expected a number in [0, 1], got {expected}")
         self._builder(tid).add_step(activations, attention_weights, unit, expected=expected, layer=layer, x=x)
 
     def _builder(self, tid: int) -> TrajectoryBuilder:
@@ -336,9 +338,17 @@ class SonaEngine:
         parts = [_part(arrays, f"layer{layer}.") for layer in range(len(self.adapters))]
         if any(part.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for part in parts):
             raise SonaVersionError(f"state: expected {len(parts)} layers of dim {self.config.hidden_dim}, got one of another shape")
-        for instant, part in zip(self.instants, parts, strict=True):
+        before = self.state()
+        try:
+            self._put(arrays)
+        except (SonaValueError, SonaTypeError, KeyError, IndexError) as error:
+            self._put(before)
+            raise SonaVersionError(f"state: expected what an engine of this configuration keeps, got one where {error}") from error
+
+    def _put(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        for layer, (adapter, instant) in enumerate(zip(self.adapters, self.instants, strict=True)):
+            part = _part(arrays, f"layer{layer}.")
             instant.restore(part)
-        for adapter, part in zip(self.adapters, parts, strict=True):
             adapter.assign(part["down"], part["up"], part["offset"], int(part["base"][0]))
         policy = _part(arrays, "policy.")
         if self.policy is not None and policy:

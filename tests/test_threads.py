@@ -136,11 +136,8 @@ def test_requests_of_an_engine_see_whole_states(rng: np.random.Generator) -> Non
 
 def test_more_readers_than_handles_are_refused_and_harm_nothing(rng: np.random.Generator) -> None:
     adapter = sona.Adapter(16, rank=2)
-    down, up = rng.normal(size=(2, 1000, 16)).astype(np.float32)
-    adapter.assign(down, up)  # a thousand rows: a call takes long enough for all threads to be inside
-    x = rng.normal(size=(5000, 16)).astype(np.float32)
+    x = rng.normal(size=(4000, 16)).astype(np.float32)
     want = np.zeros_like(x)
-    adapter.forward_batch(x, want)
     refused: list[str] = []
 
     def read() -> None:
@@ -153,7 +150,10 @@ def test_more_readers_than_handles_are_refused_and_harm_nothing(rng: np.random.G
         else:
             np.testing.assert_array_equal(got, want)
 
-    for _ in range(5):
+    for rows in (1000, 4000, 16000, 64000):  # until a call takes long enough for all threads to be inside
+        adapter.assign(*rng.normal(size=(2, rows, 16)).astype(np.float32))
+        want = np.zeros_like(x)
+        adapter.forward_batch(x, want)
         together(*[read] * 100)
         if refused:
             break
@@ -224,8 +224,7 @@ def test_rewards_of_one_decision_from_several_threads_are_one_reward() -> None:
     ids = [decision.id for decision in router.route_batch(x)]
     together(*[lambda: [router.feedback(id, 0.75) for id in ids] and None] * THREADS)
     stats = router.stats()
-    print(stats["learned"], stats["revised"])
-    assert (stats["learned"], stats["learned"] + stats["revised"]) in {(200, 200), (200, 200 * THREADS)}
+    assert (stats["learned"], stats["revised"]) == (200, 0)
 
 
 def test_arms_come_and_go_while_others_route(tmp_path: Path) -> None:
@@ -325,9 +324,36 @@ def test_requests_during_close_are_served_or_refused(tmp_path: Path) -> None:
     with sona.SqliteStore(path) as store:
         kept = {row.id for row, _ in store.decisions()}
         durable = {row.id for _, row in store.feedback_after(0, limit=1 << 20)}
-    print("LOST", len(rewarded), len(set(rewarded) - durable), len(set(rewarded) - kept))
-    assert set(rewarded[:500]) <= kept
-    assert set(rewarded[:500]) <= durable
+    assert set(rewarded) <= kept
+    assert set(rewarded) <= durable
+
+
+def test_a_reward_that_close_overtakes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sona.db"
+    router = make_router(store=path)
+    decision = router.route(np.ones(DIM))
+    to_unit = router.engine._unit
+    checked, closed = threading.Event(), threading.Event()
+
+    def slowly(reward: float) -> float:
+        checked.set()
+        assert closed.wait(10)
+        return to_unit(reward)
+
+    def give() -> None:
+        with pytest.raises(SonaClosedError):
+            router.feedback(decision.id, 1.0)
+
+    def close() -> None:
+        assert checked.wait(10)  # the reward has found the router open
+        router.close()
+        closed.set()
+
+    monkeypatch.setattr(router.engine, "_unit", slowly)
+    together(give, close)
+    assert router.stats()["learned"] == 0
+    with sona.SqliteStore(path) as store:
+        assert store.last_seq() == 0
 
 
 EXIT = """

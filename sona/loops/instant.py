@@ -84,7 +84,8 @@ class InstantLoop:
         self.config = config or InstantLoopConfig()
         self.adapters = tuple(adapters or (Adapter(hidden_dim, micro=self.config.micro_lora_rank),))
         self.instants = tuple(instants or (Instant(hidden_dim) for _ in self.adapters))
-        if len(self.adapters) != len(self.instants) or any(a.dim != hidden_dim for a in self.adapters):
+        dims = {adapter.dim for adapter in self.adapters} | {instant.dim for instant in self.instants}
+        if len(self.adapters) != len(self.instants) or dims != {hidden_dim}:
             raise SonaValueError(f"instant loop: expected one adapter and one instant step of dim {hidden_dim} per layer")
         self.buffer = TrajectoryBuffer(self.config.max_pending_signals, max_bytes=self.config.max_pending_bytes)
         self.metrics = InstantLoopMetrics()
@@ -102,37 +103,41 @@ class InstantLoop:
         self.metrics.processed += 1
         if not self.buffer.record(trajectory):
             self.metrics.dropped += 1
-        return [self._learn(trajectory, step) for step in trajectory.steps]
+        return [self._learn(trajectory, step, step.reward) for step in trajectory.steps]
 
-    def _learn(self, trajectory: QueryTrajectory, step: TrajectoryStep) -> float | None:
-        if step.reward is None or not 0 <= step.layer < len(self.adapters):
+    def revise(self, trajectory: QueryTrajectory, learned: Sequence[float | None], reward: float) -> list[float | None]:
+        """
+        Another reward in [0, 1] for every step of a trajectory: what was learned changes by the difference, once.
+
+        Takes and returns the reward learned per step, as `on_inference` does.
+        """
+        return [self._learn(trajectory, step, reward, old) for step, old in zip(trajectory.steps, learned, strict=True)]
+
+    def _learn(self, trajectory: QueryTrajectory, step: TrajectoryStep, reward: float | None, old: float | None = None) -> float | None:
+        """The reward that has been learned afterwards: `old` where the new one is unusable."""
+        if old is not None and reward == old:
+            return old
+        if reward is None or not 0 <= step.layer < len(self.adapters):
             self.metrics.rejected += 1
-            return None
+            return old
+        adapter, instant = self.adapters[step.layer], self.instants[step.layer]
         x = trajectory.query_embedding if step.x is None else step.x
         try:
-            self.instants[step.layer].step(self.adapters[step.layer], x, step.activations, step.reward, step.expected)
+            if old is None:
+                instant.step(adapter, x, step.activations, reward, step.expected)
+            else:
+                instant.revise(adapter, x, step.activations, reward - old, step.expected)
         except SonaValueError:
             self.metrics.rejected += 1
-            return None
-        self.metrics.accumulated += 1
+            return old
+        if old is None:
+            self.metrics.accumulated += 1
+        else:
+            self.metrics.revised += 1
         self._since_flush += 1
         if self.config.flush_every and self._since_flush >= self.config.flush_every:
             self.flush_updates()
-        return step.reward
-
-    def revise(self, trajectory: QueryTrajectory, learned: Sequence[float | None], reward: float) -> list[float | None]:
-        """Another reward for every step of a trajectory: what was learned changes by the difference, once."""
-        result: list[float | None] = []
-        for step, old in zip(trajectory.steps, learned, strict=True):
-            x = trajectory.query_embedding if step.x is None else step.x
-            if old is None:
-                self.instants[step.layer].step(self.adapters[step.layer], x, step.activations, reward, step.expected)
-                self.metrics.accumulated += 1
-            elif old != reward:
-                self.instants[step.layer].revise(self.adapters[step.layer], x, step.activations, reward - old, step.expected)
-                self.metrics.revised += 1
-            result.append(reward)
-        return result
+        return reward
 
     def flush_updates(self) -> None:
         """Fold micro into base in every layer. The output does not change."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError
+from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow
 from sona.store.sqlite import SEQUENCE_BITS
@@ -149,6 +149,7 @@ class Journal:
         self.writer: GroupWriter | None = None
         self._start = start
         self._following = True
+        self._ending = False
         self.mutex = threading.Lock()
         """Held while a reward is learned and queued, and while the state is captured: a captured state has a reward or has it not."""
 
@@ -190,6 +191,8 @@ class Journal:
         if not policy.knows(id) and id >> SEQUENCE_BITS == self._session:
             self._write_queued()  # the decision, or the reward that it had, may be on its way
         with self.mutex:
+            if self._ending:
+                raise SonaClosedError("the router is closed")
             learned = learn and self.leading
             row = _OwnReward(id, reward, now, source, self._queued + 1, learned)  # raises for a bad source before anything changes
             if not policy.knows(id) and not self.recall(id):
@@ -238,6 +241,8 @@ class Journal:
         """Save the state, write what is left, end the thread and let another process lead."""
         if self.writer is None or self.writer.closed:
             return
+        with self.mutex:  # what was accepted until now is written below, what comes now is refused
+            self._ending = True
         try:
             if self.leading:
                 self.save()
