@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ settings.register_profile("sona", deadline=None, max_examples=40, print_blob=Tru
 settings.load_profile("sona")
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+StartPython = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(params=sona.isas())
@@ -32,21 +33,39 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def run_python(tmp_path: Path) -> RunPython:
-    """Run a script in a fresh interpreter, with `tests` and the package of this process on its path; `code` is its exit status."""
+def start_python(tmp_path: Path) -> Iterator[StartPython]:
+    """Start a script in a fresh interpreter, with `tests` and the package of this process on its path; killed at the end of the test."""
+    started: list[subprocess.Popen[str]] = []
 
-    def run(script: str, *arguments: object, code: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def start(script: str, *arguments: object, **environment: str) -> "subprocess.Popen[str]":
         roots = [str(Path(__file__).parent), str(Path(sona.__file__).parent.parent)]
         path = os.pathsep.join([*roots, *filter(None, [os.environ.get("PYTHONPATH")])])
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": path, **environment},
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
         )
-        assert done.returncode == code, f"exit status {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
-        return done
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_python(start_python: StartPython) -> RunPython:
+    """Run a script to its end as `start_python` does; `code` is its exit status."""
+
+    def run(script: str, *arguments: object, code: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
+        process = start_python(script, *arguments, **environment)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, f"exit status {process.returncode}, expected {code}\n{out}\n{err}"
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run

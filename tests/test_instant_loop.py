@@ -169,8 +169,8 @@ def test_apply_writes_in_place_by_tier_and_in_batches() -> None:
     np.testing.assert_allclose(e.apply_batch(np.stack([x, 2 * x]), layer=1)[0], whole, atol=1e-6)
     with pytest.raises(sona.SonaValueError, match="layer: expected 0 to 1, got 2"):
         e.apply(x, layer=2)
+    out.flags.writeable = False
     with pytest.raises(sona.SonaValueError, match="read-only"):
-        out.flags.writeable = False
         e.apply(x, out)
 
 
