@@ -50,7 +50,7 @@ def interleave(codes: Mapping[str, Code], *, rounds: int, sample: float = 1e-3, 
     sample : float
         Seconds that each code runs for in a round, at least: long for the clock, short for the machine's moods.
     clock : callable
-        CPU time of the process by default, because waiting for a core is not the code's doing; wall time where another thread works.
+        CPU time of the process by default, because waiting for a core is not the code's doing.
     """
     timers = {name: Timer(code.statement, timer=clock, globals=dict(code.names)) for name, code in codes.items()}
     timers[EMPTY_LOOP] = Timer("pass", timer=clock)

@@ -179,12 +179,13 @@ def check_recovery(path: Path, acknowledged: int) -> int:
         durable = store.last_seq()
         assert durable >= acknowledged
         assert len(store.feedback_after(0, 100_000)) == durable
+        saved = store.get_state("default") is not None
     want = uninterrupted(durable)
     for _ in range(2):
         with open_router(path) as router:
             assert journal_of(router).leading
-            # A reward that was revised after the crash of the process that learned it is a difference; before, it is exact.
-            np.testing.assert_allclose(looks(router), want, atol=2e-2)
+            # Where the saved state has a reward that is revised after it, the revision is a difference and no longer exact.
+            np.testing.assert_allclose(looks(router), want, atol=2e-2 if saved else 1e-6)
     return durable
 
 
@@ -353,21 +354,19 @@ def test_the_second_router_follows_and_the_first_learns_for_it(tmp_path: Path) -
 
 
 def test_a_follower_learns_nothing_twice_when_it_takes_over(tmp_path: Path) -> None:
-    source, twin = world(), open_router(None)
+    source = world()
     first, second = open_router(tmp_path / "s.db"), open_router(tmp_path / "s.db")
-    for turn in range(4):
-        for router in (first, second):
-            x, best = source.draw()
-            d, t = router.route(x), twin.route(x)
-            assert router.feedback(d.id, reward := float(turn % 2))
-            if d.arm == t.arm:
-                twin.feedback(t.id, reward)
+    serve(first, source, 10)
+    serve(second, source, 10)
     second.flush()
     poll(first)
+    assert first.stats()["learned"] == 20
+    kept = looks(first)
     first.close()
     poll(second)
     assert journal_of(second).leading
     assert second.stats()["engine"]["store"]["replayed"] == 0  # the first had learned and saved it all
+    np.testing.assert_array_equal(looks(second), kept)
     serve(second, source, 30)
     kept = looks(second)
     second.close()
@@ -425,9 +424,11 @@ def test_the_last_reward_counts_whoever_reports_it(tmp_path: Path) -> None:
         kept = looks(first)
         poll(first)
         np.testing.assert_array_equal(looks(first), kept)
+        assert first.stats()["revised"] == 0
         assert second.feedback(d.id, 0.0, sync=True)  # and a newer one does
         poll(first)
-        assert np.abs(looks(first) - kept).max() > 1e-3
+        assert first.stats()["revised"] == 1
+        assert (looks(first) != kept).any()
 
 
 def test_the_store_is_looked_at_once_a_second(tmp_path: Path) -> None:
@@ -438,10 +439,10 @@ def test_the_store_is_looked_at_once_a_second(tmp_path: Path) -> None:
         journal.poll = lambda: (looked.append(now[0]), setattr(journal, "_next_poll", now[0] + 1.0))  # type: ignore[method-assign]
         journal._clock = lambda: now[0]
         journal._next_poll = 101.0
-        for _ in range(50):
-            now[0] += 0.1
+        for _ in range(20):
+            now[0] += 0.25
             router.tick()
-        assert looked == pytest.approx([101.0, 102.0, 103.0, 104.0, 105.0], abs=0.11)
+        assert looked == [101.0, 102.0, 103.0, 104.0, 105.0]
 
 
 def test_a_reward_is_durable_when_sync_returns(tmp_path: Path) -> None:
@@ -678,7 +679,7 @@ def test_rewards_that_come_while_it_is_switched_off_are_learned_afterwards(tmp_p
     with open_router(tmp_path / "s.db") as router:
         before = looks(router)
         router.engine.enabled = False
-        x, best = source.draw()
+        x = source.draw()[0]
         d, t = router.route(x), twin.route(x)
         assert router.feedback(d.id, 1.0, sync=True)
         journal_of(router).poll()

@@ -57,7 +57,7 @@ class Both:
     def __init__(self, rng: np.random.Generator, *, full: bool, isa: str, costs: bool = False, explore: str = "greedy") -> None:
         self.rng, self.explore = rng, explore
         arms = some_arms(rng)
-        adapter = Adapter(DIM, rank=DIM, isa=isa)  # loses nothing, whichever arms come
+        adapter = Adapter(DIM, rank=DIM, window=DIM, isa=isa)  # loses nothing, whichever arms come
         instant = Instant(DIM, P0, CONSTANT, "full" if full else "identity", isa=isa)
         self.policy = Policy(adapter, instant, guard=False, explore=explore, log_bytes=1 << 12)
         self.rule = PolicyRule(arms, full=full)
@@ -65,7 +65,7 @@ class Both:
             self.rule.costs[name] = float(np.float32(rng.uniform(0, 0.3))) if costs else 0.0
             self.policy.add_arm(name, vector, self.rule.costs[name])
         self.shown: list[tuple[int, Shown]] = []
-        self.standing: dict[int, tuple[int, int]] = {}  # decision -> generation and row of its pair while it stands
+        self.standing: dict[int, int] = {}  # decision -> generation of the rows that its pair is one of
         self.in_row = dict(enumerate(arms))  # the last arm that each row held
         self.worst = 0.0
 
@@ -94,8 +94,8 @@ class Both:
 
     def reward(self, id: int, shown: Shown, reward: float) -> None:
         info = self.policy.adapter.info()
-        before = self.standing.get(id)
-        stands = before is not None and before[0] == info["generation"] and before[1] < info["total"]
+        has_room = info["total"] + 2 <= info["rank"] + DIM  # else the rows are truncated before the step is taken back
+        stands = has_room and self.standing.get(id) == info["generation"]
         alive = shown.arm in self.rule.open
         assert self.policy.learn(id, reward) is alive
         if not alive:
@@ -105,12 +105,11 @@ class Both:
         elif shown.reward != reward:
             self.rule.revise(shown, reward, stands=stands)
             if not stands:
-                self.standing[id] = (0, 0)
+                self.standing[id] = 0
                 return
         else:
             return
-        info = self.policy.adapter.info()
-        self.standing[id] = (info["generation"], info["total"] - 1)
+        self.standing[id] = self.policy.adapter.info()["generation"]
 
     def agree(self) -> None:
         assert self.worst < 5e-5  # of a probability, after all that learning in float32

@@ -1073,7 +1073,7 @@ def test_forked_children_leave_the_parents_store_alone_and_may_open_their_own(pa
         threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for n in range(12):
+        for n in range(8):
             child = os.fork()
             if child == 0:
                 try:
@@ -1103,7 +1103,7 @@ def test_forked_children_leave_the_parents_store_alone_and_may_open_their_own(pa
         """,
         path,
     )
-    assert done.stdout.split("\n")[0] == f"{list(range(12))} []"
+    assert done.stdout.split("\n")[0] == f"{list(range(8))} []"
 
 
 def test_a_fork_goes_on_when_a_thread_does_not_come_out_of_sqlite(path, run_python):

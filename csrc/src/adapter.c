@@ -223,6 +223,10 @@ sona_status sona_adapter_truncate(sona_adapter *a) {
   return SONA_OK;
 }
 
+sona_status sona_adapter_make_room(sona_adapter *a, size_t rows) {
+  return total_of(own_counts(own_block(a))) + rows > row_limit(a) ? sona_adapter_truncate(a) : SONA_OK;
+}
+
 sona_status sona_adapter_append(sona_adapter *a, float coef, const float *up, const float *down, float offset) {
   if (!isfinite(coef) || !isfinite(offset)) return SONA_ENONFINITE;
   if (total_of(own_counts(own_block(a))) >= row_limit(a)) {

@@ -79,16 +79,23 @@ static sona_status reserve_projection(const sona_policy *p, projection *seen, si
   return SONA_OK;
 }
 
+/* Rows get another length with the arms: all of it moves, or nothing. */
 static sona_status reserve_arms(sona_policy *p, size_t arms) {
   if (arms <= p->arm_capacity) return SONA_OK;
   const size_t capacity = padded(arms + arms / 2), per_arm = 5 * sizeof(float) + 2 * sizeof(uint32_t);
+  projection *seen[] = {&p->seen, &p->copies[ANCHOR].seen, &p->copies[NEXT].seen};
+  float *arm_rows[] = {NULL, NULL, NULL};
   float *vectors = sona_calloc(capacity, p->ld * sizeof *vectors);
   float *row = sona_calloc(capacity, per_arm);
   arm_record *records = sona_calloc(capacity, sizeof *records);
-  if (!vectors || !row || !records) {
+  int complete = vectors && row && records;
+  for (size_t i = 0; i < 3; i++)
+    if (seen[i]->capacity) complete &= (arm_rows[i] = sona_calloc(seen[i]->capacity, capacity * sizeof *arm_rows[i])) != NULL;
+  if (!complete) {
     sona_free(vectors);
     sona_free(row);
     sona_free(records);
+    for (size_t i = 0; i < 3; i++) sona_free(arm_rows[i]);
     return SONA_ENOMEM;
   }
   uint32_t *born = (uint32_t *)(row + 5 * capacity), *died = born + capacity;
@@ -98,6 +105,12 @@ static sona_status reserve_arms(sona_policy *p, size_t arms) {
     memcpy(records, p->records, p->arms * sizeof *records);
     memcpy(born, p->born, p->arms * sizeof *born);
     memcpy(died, p->died, p->arms * sizeof *died);
+  }
+  for (size_t i = 0; i < 3; i++) {
+    for (size_t j = 0; j < seen[i]->rows; j++)
+      memcpy(arm_rows[i] + j * capacity, seen[i]->arm_rows + j * p->arm_ld, p->arms * sizeof *arm_rows[i]);
+    sona_free(seen[i]->arm_rows);
+    seen[i]->arm_rows = arm_rows[i];
   }
   sona_free(p->vectors);
   sona_free(p->cost);
@@ -112,11 +125,6 @@ static sona_status reserve_arms(sona_policy *p, size_t arms) {
   p->born = born;
   p->died = died;
   p->arm_capacity = p->arm_ld = capacity;
-  projection *seen[] = {&p->seen, &p->copies[ANCHOR].seen, &p->copies[NEXT].seen};
-  for (size_t i = 0; i < 3; i++) { /* their rows have another length now */
-    sona_free(seen[i]->arm_rows);
-    *seen[i] = (projection){0};
-  }
   return SONA_OK;
 }
 
@@ -187,16 +195,10 @@ static sona_status follow_adapter(sona_policy *p, sona_lora *w) {
   return status;
 }
 
-static sona_status follow_arms(sona_policy *p) {
-  sona_lora w = sona_adapter_view(p->adapter);
-  sona_status status = reserve_coef(p, w.rank);
-  if (!status) status = project(p, &p->seen, &w, 0);
-  if (!status) p->seen_generation = sona_adapter_describe(p->adapter).generation;
-  for (int i = 0; i < COPIES && !status; i++) {
-    w = copy_view(p, &p->copies[i]);
-    status = project(p, &p->copies[i].seen, &w, 0);
-  }
-  return status;
+/* The new arm in row `slot`, seen by everything that is up to date for the others. */
+static void project_arm(const sona_policy *p, projection *seen, const sona_lora *w, size_t slot) {
+  for (size_t j = 0; j < w->rank; j++)
+    p->o.kernels->gemv(p->vectors + slot * p->ld, p->ld, w->up + j * w->ld, seen->arm_rows + j * p->arm_ld + slot, 1, p->o.dim);
 }
 
 /* ---- arms ---- */
@@ -212,6 +214,8 @@ sona_status sona_policy_add_arm(sona_policy *p, const float *vector, float cost,
   while (slot < p->arms && p->died[slot] == UINT32_MAX) slot++;
   if (slot >= INT32_MAX) return SONA_EINVAL;
   sona_status status = reserve_arms(p, slot + 1);
+  sona_lora w;
+  if (!status) status = follow_adapter(p, &w);
   if (status) return status;
   if (slot < p->arms) p->gaps--;
   memcpy(p->vectors + slot * p->ld, vector, p->o.dim * sizeof *vector);
@@ -222,8 +226,13 @@ sona_status sona_policy_add_arm(sona_policy *p, const float *vector, float cost,
   if (slot == p->arms) p->arms++;
   p->has_cost |= cost != 0;
   share_precision(p);
+  project_arm(p, &p->seen, &w, slot);
+  for (int i = 0; i < COPIES; i++) {
+    w = copy_view(p, &p->copies[i]);
+    project_arm(p, &p->copies[i].seen, &w, slot);
+  }
   *row = (int32_t)slot;
-  return follow_arms(p);
+  return SONA_OK;
 }
 
 sona_status sona_policy_remove_arm(sona_policy *p, int32_t row) {
@@ -528,6 +537,7 @@ static float rescore(sona_policy *p, const float *x, const int32_t *candidates, 
 }
 
 static sona_status take_copy(sona_policy *p, copy *c, const sona_lora *w) {
+  c->rows = 0; /* until it is complete */
   if (w->rank > c->capacity) {
     const size_t capacity = padded(w->rank);
     float *fresh = sona_calloc(2 * capacity * p->ld + capacity, sizeof *fresh);
@@ -548,7 +558,7 @@ static sona_status take_copy(sona_policy *p, copy *c, const sona_lora *w) {
   }
   c->rows = w->rank;
   c->scale = w->scale;
-  return project(p, &c->seen, w, 0);
+  return project(p, &c->seen, w, 0); /* has room */
 }
 
 /* The anchor is a copy that is one to two periods old, and it is only refreshed while the learner holds the evidence: a copy taken in the
@@ -563,7 +573,7 @@ static void refresh_anchor(sona_policy *p) {
   p->copies[ANCHOR] = p->copies[NEXT];
   p->copies[NEXT] = old;
   const sona_lora w = sona_adapter_view(p->adapter);
-  if (take_copy(p, &p->copies[NEXT], &w)) p->copies[NEXT].rows = 0; /* out of memory: try again next time */
+  if (take_copy(p, &p->copies[NEXT], &w)) return; /* out of memory: try again next time */
   if (p->copies[ANCHOR].rows) sona_guard_admit(&p->guard);
 }
 
@@ -598,7 +608,14 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
     sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm]);
   refresh_anchor(p);
   sona_lora w;
-  return follow_adapter(p, &w); /* here, so that the next request does not pay for it */
+  (void)follow_adapter(p, &w); /* so that the next request does not pay for it; without memory it will */
+  return SONA_OK;
+}
+
+/* Whether the pair of an outcome is still a row of its own. */
+static int still_stands(const sona_policy *p, const sona_outcome *outcome) {
+  const sona_adapter_info info = sona_adapter_describe(p->adapter);
+  return outcome->generation == info.generation && outcome->row < info.total;
 }
 
 sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
@@ -608,8 +625,15 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
   const float change = reward - outcome->reward;
   if (change == 0) return SONA_OK;
   sona_status status = SONA_OK;
-  const sona_adapter_info before = sona_adapter_describe(p->adapter);
-  const int stands = outcome->generation == before.generation && outcome->row < before.total;
+  int stands = still_stands(p, outcome);
+  if (stands) { /* room for everything first: once the old step is taken back, the new one may not fail */
+    const size_t rows = sona_adapter_describe(p->adapter).total + 2;
+    status = sona_adapter_make_room(p->adapter, 2);
+    if (!status) status = reserve_coef(p, rows);
+    if (!status) status = reserve_projection(p, &p->seen, rows);
+    if (status) return status;
+    stands = still_stands(p, outcome);
+  }
   if (stands) {
     const sona_lora w = sona_adapter_view(p->adapter);
     memcpy(p->old_up, w.up + outcome->row * w.ld, w.dim * sizeof(float));
@@ -636,7 +660,8 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
   outcome->row = (uint32_t)(after.total - 1);
   outcome->generation = stands ? after.generation : 0;
   sona_lora w;
-  return follow_adapter(p, &w);
+  (void)follow_adapter(p, &w);
+  return SONA_OK;
 }
 
 /* ---- state ---- */

@@ -71,6 +71,9 @@ void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float
  * SONA_ENONFINITE, for NaN, infinity and rows whose squared norm leaves float32, leaves the correction as it was. */
 sona_status sona_adapter_append(sona_adapter *adapter, float coef, const float *up, const float *down, float offset);
 
+/* Truncates now unless `rows` more pairs fit without it; after SONA_OK that many appends need no memory.  rows <= window. */
+sona_status sona_adapter_make_room(sona_adapter *adapter, size_t rows);
+
 /* Moves the micro rows into the base. */
 void sona_adapter_fold(sona_adapter *adapter);
 
