@@ -66,7 +66,7 @@ bench-learning: install
 
 asv-compare: install
 	@$(call install_with,bench)
-	cd asv_benchmarks && ../$(BIN)/asv continuous --factor 1.15 --split $(BASE) HEAD
+	cd asv_benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv continuous --factor 1.15 --split $(BASE) HEAD
 
 clean:
 	rm -rf build dist *.egg-info sona/**/*.so csrc/tests/bin

@@ -64,7 +64,9 @@ class Regrets:
         return self.sona[variant] / self.best(*prefixes, constant=constant)[1]
 
     def over_frozen(self, variant: str) -> float:
-        return self.sona[variant] / self.frozen if self.frozen else float("nan")
+        if not self.frozen:
+            return 0.0 if not self.sona[variant] else float("inf")
+        return self.sona[variant] / self.frozen
 
 
 class PeerFile:
