@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sona._version import __version__
 
 if TYPE_CHECKING:
+    from sona import metrics
     from sona._kernels import isas
     from sona.adapters import Adapter, BaseLoRA, MicroLoRA, fold
     from sona.config import SonaConfig
@@ -92,10 +93,13 @@ __all__ = [
     "fold",
     "get_include",
     "isas",
+    "metrics",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return importlib.import_module("sona.metrics")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'sona' has no attribute {name!r}")

@@ -119,6 +119,7 @@ cdef extern from "sona/instant.h" nogil:
         double rewarded, shown
         double mean_reward
         uint64_t steps
+        double restore
     enum:
         SONA_STEP_OWN
         SONA_STEP_AGAIN

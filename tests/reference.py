@@ -17,6 +17,8 @@ MEMORY = 0.99
 OPTIMISM = 3.0
 CURVATURE_FLOOR = 0.01
 ODDS_FLOOR = 0.01
+RESTORED = 0.003
+RESTORE_AT = 0.03
 MEAN_MOMENTUM = 0.02
 MEAN_START = 0.5
 VARIANCE_FLOOR = 1e-3
@@ -82,6 +84,7 @@ class InstantRule:
         self.rewarded = self.shown = OPTIMISM
         self.mean = MEAN_START
         self.steps = 0
+        self.restore = 0.0
 
     @property
     def confidence(self) -> float:
@@ -106,6 +109,11 @@ class InstantRule:
             if self.full and report["sigma"] > VARIANCE_FLOOR * self.p0 * float(input_ @ input_):
                 w = weight * reward * report["curvature"] * length * precision_scale(self.actions)
                 self.covariance -= w * np.outer(q, q) / (1 + w * report["sigma"])
+            if self.full:
+                self.restore += RESTORED * report["expected"] * (1 - reward) * weight
+            if self.restore >= RESTORE_AT:
+                self.covariance = (1 - self.restore) * self.covariance + self.restore * self.p0 * np.eye(self.dim + 1)
+                self.restore = 0.0
             if own:
                 if probability is not None:
                     more = calibration_gain(probability, reward)

@@ -548,7 +548,7 @@ def _put(name: str, value: Any) -> Callable[[dict[str, Array]], dict[str, Array]
         _put("layer1.up", np.full((2, DIM), np.nan, np.float32)),
         _put("layer1.base", np.array([1000])),
         _put("layer1.base", np.array([])),
-        _put("layer1.calibration", np.array([np.nan, 1, 1, 1])),
+        _put("layer1.calibration", np.array([np.nan, 1, 1, 1, 0])),
         _put("layer1.covariance", np.zeros((2, 2), np.float32)),
     ],
 )

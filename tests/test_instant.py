@@ -79,7 +79,7 @@ def test_a_step_is_the_documented_rule(
         size = np.abs(probe) @ np.abs(dense.matrix).max(axis=1) + np.abs(dense.constant).max()
         np.testing.assert_allclose(added(adapter, probe), dense(probe), rtol=0, atol=2e-3 * size + 1e-6)
     state = instant.state()
-    np.testing.assert_allclose(state["calibration"], [rule.rewarded, rule.shown, rule.mean, rule.steps], rtol=1e-5)
+    np.testing.assert_allclose(state["calibration"], [rule.rewarded, rule.shown, rule.mean, rule.steps, rule.restore], rtol=1e-5, atol=1e-9)
     assert instant.confidence == pytest.approx(rule.confidence, rel=1e-5)
     assert instant.mean_reward == pytest.approx(rule.mean, rel=1e-5)
     if full:
@@ -356,9 +356,9 @@ def _with(name: str, value: Any) -> Callable[[dict[str, Array]], dict[str, Array
         _with("covariance", np.zeros((DIM, DIM), np.float32)),
         _with("covariance", np.full((DIM + 1, DIM + 1), np.nan, np.float32)),
         _with("calibration", np.zeros(3)),
-        _with("calibration", np.array([np.nan, 1, 0.5, 0])),
-        _with("calibration", np.array([1.0, 0.0, 0.5, 0])),
-        _with("calibration", np.array([1.0, 1.0, 0.5, -1])),
+        _with("calibration", np.array([np.nan, 1, 0.5, 0, 0])),
+        _with("calibration", np.array([1.0, 0.0, 0.5, 0, 0])),
+        _with("calibration", np.array([1.0, 1.0, 0.5, -1, 0])),
     ],
 )
 def test_restore_refuses_another_state(damage: Callable[[dict[str, Array]], dict[str, Array]], rng: np.random.Generator) -> None:

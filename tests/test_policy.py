@@ -138,6 +138,20 @@ def test_the_policy_is_the_documented_rule(explore: str, costs: bool, full: bool
 
 
 @pytest.mark.parametrize("full", [False, True])
+def test_arms_beyond_the_first_block_are_added_while_it_learns(full: bool, isa: str) -> None:
+    """Forty arms come one by one to a learner that knows something already: each is scored as if it had always been there."""
+    both = Both(np.random.default_rng(8), full=full, isa=isa)
+    for t in range(400):
+        both.route()
+        both.reward(*both.shown[-1], float(both.rng.random() < 0.4))
+        if t % 10 == 9:
+            name, vector = f"late{t}", unit(normal(both.rng, DIM)).astype(np.float32)
+            assert both.policy.add_arm(name, vector) == len(both.rule.vectors)
+            both.rule.add_arm(name, vector)
+    both.agree()
+
+
+@pytest.mark.parametrize("full", [False, True])
 def test_arms_come_and_go_while_it_learns(full: bool, isa: str) -> None:
     """A decision is learned from over the arms that were open when it was made; a reward for a closed arm changes nothing."""
     both = Both(np.random.default_rng(7), full=full, isa=isa)

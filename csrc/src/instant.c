@@ -7,6 +7,8 @@
 static const double MEMORY = 0.99; /* of R and Q: about 100 own choices */
 static const double OPTIMISM = 3;  /* R = Q at the start: c stays near 1 until failures outweigh it */
 static const float CURVATURE_FLOOR = 0.01f;
+static const double RESTORED = 0.003;  /* of the prior, by a failure that was expected to succeed */
+static const double RESTORE_AT = 0.03; /* about ten of them: P is rewritten that rarely */
 static const float ODDS_FLOOR = 0.01f; /* 1 - p */
 static const float MEAN_MOMENTUM = 0.02f;
 static const float VARIANCE_FLOOR = 1e-3f; /* of p0 |x'|^2: below it P stops shrinking, or a long-lived learner would freeze */
@@ -140,6 +142,11 @@ sona_status sona_instant_step(sona_instant *s, sona_adapter *adapter, const floa
     const float length = s->o.kernels->dot(v, v, s->o.dim);
     shrink(s, step.sigma, weight * reward * step.curvature * length * s->o.precision_scale);
     sona_calibration *c = &s->calibration;
+    if (s->covariance) c->restore += RESTORED * step.expected * (1 - reward) * weight;
+    if (c->restore >= RESTORE_AT) {
+      sona_instant_soften(s, (float)(1 - c->restore));
+      c->restore = 0;
+    }
     if (flags & SONA_STEP_OWN) {
       if (!isnan(probability)) sona_calibration_add(&c->rewarded, &c->shown, probability, reward);
       c->steps++;

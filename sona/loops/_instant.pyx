@@ -150,13 +150,13 @@ cdef class Instant:
         sona_instant_soften(self.handle, <float> keep)
 
     def state(self):
-        """Arrays that `restore` takes: calibration (4,) float64 and, with precondition="full", covariance (dim + 1, dim + 1)."""
+        """Arrays that `restore` takes: calibration (5,) float64 and, with precondition="full", covariance (dim + 1, dim + 1)."""
         cdef sona_calibration c = sona_instant_calibration(self.handle)
         cdef size_t side = 0, ld = 0
         cdef float *p = sona_instant_covariance(self.handle, &side, &ld)
         cdef cnp.ndarray covariance
         cdef size_t i
-        arrays = {"calibration": np.array([c.rewarded, c.shown, c.mean_reward, c.steps], dtype=np.float64)}
+        arrays = {"calibration": np.array([c.rewarded, c.shown, c.mean_reward, c.steps, c.restore], dtype=np.float64)}
         if p != NULL:
             covariance = np.empty((side, side), dtype=np.float32)
             for i in range(side):
@@ -172,8 +172,8 @@ cdef class Instant:
         cdef const float *data
         cdef size_t i
         values = np.asarray(arrays["calibration"], dtype=np.float64)
-        if values.shape != (4,) or not np.isfinite(values).all() or not (values[1] > 0 and values[0] >= 0 and values[3] >= 0):
-            raise SonaValueError(f"calibration: expected four finite numbers with a positive second one, got {values}")
+        if values.shape != (5,) or not np.isfinite(values).all() or not (values[1] > 0 and (values[[0, 3, 4]] >= 0).all()):
+            raise SonaValueError(f"calibration: expected five finite numbers with a positive second one, got {values}")
         if (p != NULL) != ("covariance" in arrays):
             raise SonaValueError(f"precondition: expected {self.precondition}, got a state of the other kind")
         if p != NULL:
@@ -181,5 +181,5 @@ cdef class Instant:
             data = <const float *> cnp.PyArray_DATA(covariance)
             for i in range(side):
                 memcpy(p + i * ld, data + i * side, side * sizeof(float))
-        c.rewarded, c.shown, c.mean_reward, c.steps = values[0], values[1], values[2], int(values[3])
+        c.rewarded, c.shown, c.mean_reward, c.steps, c.restore = values[0], values[1], values[2], int(values[3]), values[4]
         sona_instant_set_calibration(self.handle, c)

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaVersionError
+from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow
-from sona.store.sqlite import SEQUENCE_BITS
+from sona.store.sqlite import NAME, SEQUENCE_BITS
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -125,6 +125,8 @@ class Journal:
         clock: Callable[[], float] = time.monotonic,
         start: bool = True,
     ) -> None:
+        if not NAME.fullmatch(name):
+            raise SonaValueError(f"name: expected 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit, got {name!r}")
         self.store = store
         self.name = name
         self.leading = store.try_lease()

@@ -9,7 +9,9 @@
  * x' is x followed by a constant input, whose weight becomes the pair's offset.  v is the score direction d log pi(action) / d y.
  * There is no learning rate: p0 c is a prior variance, and the denominator keeps one step from passing the outcome it fits.
  * With SONA_FULL, P is the inverse covariance of recursive least squares over successes, P -= w q q^T / (1 + w sigma),
- * w = r h |v|^2 scale: a failure says nothing about the other actions at x and must not settle x for them.  With SONA_IDENTITY it stays
+ * w = r h |v|^2 scale: a failure says nothing about the other actions at x and must not settle x for them.  Failures that were not expected
+ * widen it again, P <- (1 - s) P + s p0 I with s the sum of .003 p (1 - r) since the last time, whenever it reaches .03: P shrinks as 1/t,
+ * and an action that is good most of the time would otherwise be settled for ever where another one is better.  With SONA_IDENTITY P stays
  * p0 I and costs O(dim). */
 #ifndef SONA_INSTANT_H
 #define SONA_INSTANT_H
@@ -49,6 +51,7 @@ typedef struct sona_calibration {
   double rewarded, shown; /* R, Q */
   double mean_reward;     /* momentum .02, for callers without an expectation */
   uint64_t steps;         /* own choices seen */
+  double restore;         /* share of P's prior that unexpected failures have earned back and P has not received yet; SONA_FULL */
 } sona_calibration;
 
 sona_status sona_instant_create(const sona_instant_options *options, sona_instant **out);
