@@ -87,6 +87,7 @@ class SonaEngine:
         self._ended: OrderedDict[int, tuple[QueryTrajectory, list[float | None]]] = OrderedDict()
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
+        self._taught = False  # by trajectories, since the state was last written
         self._owns_store = not isinstance(store, SqliteStore)
         self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
         self.session = self.store.session if self.store is not None else 0
@@ -251,6 +252,7 @@ class SonaEngine:
         learned: list[float | None] = [None] * len(trajectory.steps)
         if self.enabled:
             learned = self.loop_a.on_inference(trajectory)
+            self._taught = True
         self._ended[tid] = (trajectory, learned)
         if len(self._ended) > self.config.trajectory_capacity:
             self._ended.popitem(last=False)
@@ -279,6 +281,7 @@ class SonaEngine:
         trajectory, learned = ended
         if self.enabled:
             learned = self.loop_a.revise(trajectory, learned, unit)
+            self._taught = True
         self._ended[tid] = (trajectory, learned)
         if self.journal is not None:
             self.journal.reward(tid, unit, None)
@@ -293,10 +296,20 @@ class SonaEngine:
             self.journal.tick()
 
     def flush(self) -> None:
-        """Fold micro into base, and return when everything recorded so far is durable."""
+        """
+        Fold micro into base, and return when everything recorded and learned so far is durable.
+
+        What a router learned is learned again from the stored feedback; what trajectories taught is in the state alone, so the state is
+        written here when there is any.
+        """
         self._layer(0)
         self.loop_a.flush_updates()
-        if self.journal is not None:
+        if self.journal is None:
+            return
+        if self._taught and self.journal.leading:
+            self._taught = False
+            self.journal.save()
+        else:
             self.journal.flush()
 
     def stats(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Router:
     bias : bool
         Learn a constant per arm beside its response to x.
     explore : {"greedy", "thompson", "softmax"}
-        "greedy" learns fastest where the arms' vectors mean something; "thompson" where they do not.
+        "greedy" had the least regret on every stream measured; "thompson" and "softmax" log propensities below 1 everywhere.
     guard : bool
         Serve the frozen model, or an older copy of the learner, in proportion to the evidence that it is better.
     precondition : {"auto", "identity", "full"}
@@ -95,7 +95,7 @@ class Router:
     Thread-safety
     -------------
     Every method may be called from any thread; calls take turns under the GIL and never wait for the disk, except `flush`, `close`,
-    and feedback with sync=True or for a decision that is only in the store.
+    `add_arm`, `remove_arm` and `warm_start` with a store, and feedback with sync=True or for a decision that is only in the store.
     """
 
     def __init__(

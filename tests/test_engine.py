@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -703,3 +705,21 @@ def test_the_roadmaps_loop(rng: np.random.Generator) -> None:
         engine.end_trajectory(tid)
     for kind in range(2):
         assert (actions @ engine.apply(kinds[kind])).argmax() == kind + 1
+
+
+def test_what_trajectories_taught_survives_a_crash_after_flush(tmp_path: Path) -> None:
+    code = f"""
+import os, numpy as np, sona
+rng = np.random.default_rng(0)
+engine = sona.SonaEngine(sona.SonaConfig(hidden_dim=8), store={str(tmp_path / "sona.db")!r})
+for _ in range(20):
+    tid = engine.begin_trajectory(rng.normal(size=8))
+    engine.add_step(tid, activations=rng.normal(size=8), reward=1.0, expected=0.3)
+    engine.end_trajectory(tid)
+engine.flush()
+np.save({str(tmp_path / "delta.npy")!r}, engine.adapters[0].delta())
+os._exit(1)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    with sona.SonaEngine(sona.SonaConfig(hidden_dim=8), store=tmp_path / "sona.db") as engine:
+        np.testing.assert_array_equal(engine.adapters[0].delta(), np.load(tmp_path / "delta.npy"))

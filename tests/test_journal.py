@@ -15,7 +15,7 @@ from reference import Clusters, PolicyRule
 from sona import Router, SonaEngine
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops.journal import Journal, decode_state, encode_state
-from sona.store import SqliteStore
+from sona.store import FeedbackRow, SqliteStore
 
 Array = np.ndarray[Any, Any]
 
@@ -421,14 +421,38 @@ def test_the_last_reward_counts_whoever_reports_it(tmp_path: Path) -> None:
         first.flush()
         assert second.feedback(d.id, 0.0, sync=True)
         assert first.feedback(d.id, 1.0)
+        assert first.feedback(d.id, 0.75)
         kept = looks(first)
-        poll(first)
-        np.testing.assert_array_equal(looks(first), kept)
-        assert first.stats()["revised"] == 0
+        for _ in range(2):
+            poll(first)
+            np.testing.assert_array_equal(looks(first), kept)
+            assert first.stats()["revised"] == 1
         assert second.feedback(d.id, 0.0, sync=True)  # and a newer one does
         poll(first)
-        assert first.stats()["revised"] == 1
+        assert first.stats()["revised"] == 2
         assert (looks(first) != kept).any()
+
+
+def test_two_threads_that_look_at_once_learn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading the rewards and learning from them another thread does both."""
+    with open_router(tmp_path / "s.db") as first, open_router(tmp_path / "s.db") as second:
+        x = world().draw()[0]
+        d = first.route(x)
+        first.flush()
+        for reward in (0.0, 1.0, 0.25):
+            assert second.feedback(d.id, reward, sync=True)
+        journal, read = journal_of(first), SqliteStore.feedback_after
+
+        def read_and_be_overtaken(self: SqliteStore, *arguments: Any) -> Any:
+            rows = read(self, *arguments)
+            monkeypatch.setattr(SqliteStore, "feedback_after", read)
+            journal.poll()
+            return rows
+
+        monkeypatch.setattr(SqliteStore, "feedback_after", read_and_be_overtaken)
+        journal.poll()
+        assert (first.stats()["learned"], first.stats()["revised"]) == (1, 2)
+        assert journal.replayed == 3
 
 
 def test_the_store_is_looked_at_once_a_second(tmp_path: Path) -> None:
@@ -588,6 +612,16 @@ def test_a_full_disk_does_not_stop_serving_or_learning(
         assert router.feedback(after.id, 1.0)
 
 
+def test_a_router_cannot_be_opened_on_a_full_disk(tmp_path: Path, broken: Callable[[bool], None]) -> None:
+    SqliteStore(tmp_path / "s.db").close()
+    broken(True)
+    with pytest.raises(SonaStoreError, match="disk is full") as refused:
+        open_router(tmp_path / "s.db")
+    broken(False)
+    with open_router(tmp_path / "s.db") as router:
+        assert journal_of(router).leading, refused
+
+
 def test_a_disk_that_is_full_at_the_end_says_so(tmp_path: Path, broken: Callable[[bool], None], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, logger="sona")
     router = open_router(tmp_path / "s.db")
@@ -614,6 +648,78 @@ def test_a_bad_source_changes_nothing(tmp_path: Path) -> None:
         router.flush()
         with SqliteStore(tmp_path / "s.db") as reader:
             assert reader.last_seq() == 0
+
+
+def test_a_state_that_cannot_be_saved_does_not_write_rewards_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Journal.__init__.__kwdefaults__, "save_every", 5)
+
+    def fail(*arguments: Any) -> None:
+        raise SonaStoreError("no room for a state")
+
+    with open_router(tmp_path / "s.db") as router, monkeypatch.context() as broken:
+        broken.setattr(SqliteStore, "put_state", fail)
+        serve(router, world(), 12, sync=True)
+        assert router.stats()["engine"]["store"]["failed"] == 0
+        broken.undo()
+        kept = looks(router)
+        with SqliteStore(tmp_path / "s.db") as reader:
+            assert reader.last_seq() == 12
+            assert reader.get_state("default") is None
+    with open_router(tmp_path / "s.db") as router:
+        np.testing.assert_array_equal(looks(router), kept)
+
+
+def test_a_state_that_a_follower_cannot_read_does_not_write_its_rewards_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A newer sona took the lead: this one goes on serving and recording, and says why it does not follow."""
+    with SqliteStore(tmp_path / "s.db") as newer:
+        assert newer.try_lease()
+        with open_router(tmp_path / "s.db") as router:
+            newer.append([], [FeedbackRow(1, 1.0, 0.0)])
+            newer.put_state("default", encode_state({}, {"format": 9, "included": []}), 1)
+            for _ in range(3):
+                journal_of(router)._next_poll = 0.0
+                serve(router, world(), 1, sync=True)
+            for _ in range(2):
+                with pytest.raises(SonaVersionError):
+                    journal_of(router).poll()
+            assert newer.last_seq() == 4
+            newer.release_lease()
+            with pytest.raises(SonaVersionError):
+                journal_of(router).poll()
+            assert not journal_of(router).leading
+            assert newer.try_lease()  # what cannot be followed cannot be led
+    assert "expected format 1 or older, got 9" in caplog.text
+
+
+def test_a_state_is_not_saved_with_rewards_of_others_that_it_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards of another process are learned between the moment of the state and that of its writing: a later one is saved instead."""
+    monkeypatch.setitem(Journal.__init__.__kwdefaults__, "save_every", 5)
+    with open_router(tmp_path / "s.db") as router, SqliteStore(tmp_path / "s.db") as other:
+        journal = journal_of(router)
+        late = router.route(world().draw()[0])
+        router.flush()
+        append = SqliteStore.append
+
+        def append_after_another(self: SqliteStore, decisions: Any, feedback: Any = (), trajectories: Any = ()) -> int:
+            if feedback and late.id not in journal._own_ids and other.last_seq() == 0:
+                append(other, [], [FeedbackRow(late.id, 1.0, 0.0)])
+                journal._replay()
+            return append(self, decisions, feedback, trajectories)
+
+        monkeypatch.setattr(SqliteStore, "append", append_after_another)
+        ids = [router.route(x).id for x, _ in (world().draw() for _ in range(6))]
+        for id in ids:
+            router.feedback(id, 1.0)
+        router.flush()
+        assert router.feedback(router.route(world().draw()[0]).id, 1.0, sync=True)
+        monkeypatch.undo()
+        kept = looks(router)
+        found = other.get_state("default")
+        assert found is not None
+        assert found[1] >= 1
+    with open_router(tmp_path / "s.db") as router:
+        assert router.stats()["engine"]["store"]["replayed"] == 0
+        np.testing.assert_array_equal(looks(router), kept)
 
 
 # ---- the state itself ----

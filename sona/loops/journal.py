@@ -361,14 +361,15 @@ class Journal:
         kept = self.store.get_state(self.name)
         if kept is None:
             return
-        blob, self._applied = kept
+        blob, applied = kept
         arrays, meta = decode_state(blob)
         if meta.get("format", 0) > STATE_FORMAT:
             raise SonaVersionError(f"state {self.name!r}: expected format {STATE_FORMAT} or older, got {meta['format']}")
         if None not in (self._fingerprint, meta.get("fingerprint")) and meta["fingerprint"] != self._fingerprint:
             raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
-        self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
         self._learner.restore(arrays)
+        self._applied = applied
+        self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
 
     def tick(self) -> None:
         """Poll when a second has passed since the last time."""
@@ -387,10 +388,14 @@ class Journal:
             return
         if not self.leading:
             if self.store.try_lease():
-                with self.mutex:  # what was queued until now is learned from the store, what comes now at once
-                    self._own = []
-                    self._restore()
-                    self.leading = True
+                try:
+                    with self.mutex:  # what was queued until now is learned from the store, what comes now at once
+                        self._own = []
+                        self._restore()
+                        self.leading = True
+                except BaseException:
+                    self.store.release_lease()
+                    raise
             else:
                 kept = self.store.get_state(self.name)
                 if kept is not None and kept[1] > self._applied:
@@ -472,6 +477,6 @@ class _Sink:
         last = self._journal.store.append(decisions, rewards, trajectories)
         try:
             self._journal._appended(last, feedback)
-        except SonaStoreError as error:  # the rows are durable; a state that could not be saved is tried again later
+        except Exception as error:  # the rows are durable, and the writer would write them again
             log.warning("state: %s", error)
         return last
