@@ -96,6 +96,11 @@ class Router:
     -------------
     Every method may be called from any thread; calls take turns under the GIL and never wait for the disk, except `flush`, `close`,
     `add_arm`, `remove_arm` and `warm_start` with a store, and feedback with sync=True or for a decision that is only in the store.
+
+    Notes
+    -----
+    A router cannot be pickled or copied (SonaTypeError): a copy would learn from half of the rewards. Processes share what is learned by
+    opening the same store.
     """
 
     def __init__(
