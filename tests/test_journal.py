@@ -722,6 +722,30 @@ def test_a_state_is_not_saved_with_rewards_of_others_that_it_does_not_have(tmp_p
         np.testing.assert_array_equal(looks(router), kept)
 
 
+def test_a_reward_that_comes_while_the_state_is_saved_is_not_counted_as_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is taken, another reward is learned and written, the state is written: whoever restores it learns that reward again."""
+    source = world()
+    with open_router(tmp_path / "s.db") as router:
+        serve(router, source, 10)
+        writer = journal_of(router).writer
+        assert writer is not None
+        flush = writer.flush
+
+        def flush_one_more(timeout: float | None = None) -> None:
+            monkeypatch.setattr(writer, "flush", flush)
+            serve(router, source, 1)
+            flush(timeout)
+
+        monkeypatch.setattr(writer, "flush", flush_one_more)
+        journal_of(router).save()
+        assert router.engine.store is not None
+        router.engine.store.release_lease()
+        with open_router(tmp_path / "s.db") as other:
+            assert other.stats()["engine"]["store"]["replayed"] == 1
+            np.testing.assert_array_equal(looks(other), looks(router))
+        assert router.engine.store.try_lease()
+
+
 # ---- the state itself ----
 
 

@@ -390,7 +390,6 @@ class Journal:
             if self.store.try_lease():
                 try:
                     with self.mutex:  # what was queued until now is learned from the store, what comes now at once
-                        self._own = []
                         self._restore()
                         self.leading = True
                 except BaseException:
