@@ -413,6 +413,16 @@ def test_rewards_of_a_follower_survive_a_leader_that_dies_without_a_state(tmp_pa
         np.testing.assert_array_equal(looks(router), kept)
 
 
+def test_a_closed_router_lets_another_lead_although_the_callers_store_stays_open(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "s.db") as store:
+        with open_router(store) as router:
+            assert journal_of(router).leading
+            assert store.lease
+        assert not store.closed
+        with open_router(tmp_path / "s.db") as router:
+            assert journal_of(router).leading
+
+
 def test_the_last_reward_counts_whoever_reports_it(tmp_path: Path) -> None:
     """An older reward that another process queued does not undo a newer one that the leader has learned already."""
     with open_router(tmp_path / "s.db") as first, open_router(tmp_path / "s.db") as second:

@@ -777,6 +777,7 @@ def test_arm_changes_are_checked() -> None:
         ("c", [1.0], SonaValueError),
         ("c", [np.nan, 1.0], SonaValueError),
         ("c", ["x", "y"], SonaTypeError),
+        (None, [1.0, 1.0], SonaValueError),
     ]:
         with pytest.raises(error):
             router.add_arm(name, vector)
@@ -789,7 +790,10 @@ def test_arm_changes_are_checked() -> None:
         router.remove_arm("b")
     assert router.arms == ("b",)
     router.add_arm("a", [1.0, 0.0])
-    assert set(router.arms) == {"a", "b"}
+    router.add_arm(7, [1.0, 1.0])
+    with pytest.raises(SonaValueError, match="differ as text, got 7 and '7'"):
+        router.add_arm("7", [1.0, -1.0])
+    assert set(router.arms) == {"a", "b", 7}
 
 
 def test_a_new_arm_starts_with_what_the_correction_says_about_its_vector() -> None:
