@@ -170,7 +170,6 @@ class Router:
         assert self.engine.policy is not None
         self._policy: Policy = self.engine.policy
         self._journal = self.engine.journal
-        self._identity_range = tuple(reward_range) == (0.0, 1.0)
 
     def _prepared(self, arm: Arm, vector: Floats) -> Floats:
         """The vector at the norm the policy uses."""

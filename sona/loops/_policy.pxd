@@ -29,7 +29,6 @@ cdef class Policy:
     cdef readonly Adapter adapter
     cdef readonly Instant instant
     cdef readonly Py_ssize_t dim
-    cdef readonly bint normalize
     cdef float *unit                  # (dim): x / |x|
     cdef list names                   # by row; None for a removed arm
     cdef dict rows                    # name -> row

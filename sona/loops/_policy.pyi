@@ -31,7 +31,6 @@ class Policy:
     adapter: Adapter
     instant: Instant
     dim: int
-    normalize: bool
     arms: tuple[Any, ...]
     next_id: int
     enabled: bool
@@ -51,7 +50,6 @@ class Policy:
         thompson_scale: float = 0.1,
         off_policy_step: float = 0.3,
         anchor_every: int = 500,
-        normalize: bool = True,
         pending: int = 8192,
         log_bytes: int = 0,
         seed: int = 0,

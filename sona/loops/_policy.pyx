@@ -135,8 +135,6 @@ cdef class Policy:
     explore : {"greedy", "thompson", "softmax"}
     guard : bool
         Serve the frozen model or an older copy where they have been better.
-    normalize : bool
-        Scale every arm vector to unit norm; otherwise all by their first arms' mean norm, so that relative norms count.
     pending : int
         Decisions that are remembered for their feedback.
     log_bytes : int
@@ -150,7 +148,7 @@ cdef class Policy:
     """
 
     def __cinit__(self, Adapter adapter not None, Instant instant not None, *, double tau=0.1, explore="greedy", bint guard=True,
-                  double thompson_scale=0.1, double off_policy_step=0.3, Py_ssize_t anchor_every=500, bint normalize=True,
+                  double thompson_scale=0.1, double off_policy_step=0.3, Py_ssize_t anchor_every=500,
                   Py_ssize_t pending=8192, Py_ssize_t log_bytes=0, seed=0, first_id=1):
         cdef sona_policy_options options
         cdef sona_ring_options ring
@@ -162,7 +160,6 @@ cdef class Policy:
         if instant.dim != adapter.dim:
             raise SonaValueError(f"instant: expected dim {adapter.dim}, got {instant.dim}")
         self.adapter, self.instant, self.dim, self.kernels = adapter, instant, adapter.dim, adapter.kernels
-        self.normalize = normalize
         options.dim, options.tau, options.thompson_scale, options.off_policy_step = adapter.dim, tau, thompson_scale, off_policy_step
         options.anchor_every, options.seed = anchor_every, <uint64_t> (int(seed) & 0xFFFFFFFFFFFFFFFF)
         options.explore, options.guard, options.kernels = _EXPLORE[explore], guard, adapter.kernels
