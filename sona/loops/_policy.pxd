@@ -1,7 +1,7 @@
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
-from sona._c cimport sona_guard, sona_kernels, sona_pending, sona_policy, sona_record, sona_ring
+from sona._c cimport sona_kernels, sona_pending, sona_policy, sona_record, sona_ring
 from sona.adapters._lora cimport Adapter
 from sona.loops._instant cimport Instant
 
@@ -14,11 +14,6 @@ cdef class Decision:
     cdef readonly object candidates
     cdef cnp.ndarray probability
     cdef object positions
-
-
-cdef class Guard:
-    cdef sona_guard guard
-    cdef object random
 
 
 cdef class Policy:

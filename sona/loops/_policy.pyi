@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 from sona._arrays import Floats
 from sona.adapters._lora import Adapter
+from sona.loops._guard import Guard as Guard
 from sona.loops._instant import Instant
 
 Logged = tuple[int, float, bytes, int, int, bytes | None, float, tuple[float, float, float], bool, bool]
@@ -18,14 +19,6 @@ class Decision:
     candidates: tuple[Any, ...]
     @property
     def scores(self) -> Floats: ...
-
-class Guard:
-    def __new__(cls, odds: float = 2.0, floor: float = 0.002, rate: float = 0.2, share: float = 1e-4, seed: int = 0) -> Self: ...
-    @property
-    def weights(self) -> npt.NDArray[np.float64]: ...
-    def admit(self) -> None: ...
-    def choose(self, proposals: Sequence[Any]) -> tuple[Any, float, Floats]: ...
-    def update(self, chance: Any, propensity: float, reward: float) -> None: ...
 
 class Policy:
     adapter: Adapter
