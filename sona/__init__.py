@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         SonaVersionError,
         SonaWarning,
     )
+    from sona.loops._guard import Guard
     from sona.loops._instant import Instant
-    from sona.loops._policy import Decision, Guard
+    from sona.loops._policy import Decision
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.router import LoggedDecision, Router
     from sona.store import SqliteStore
@@ -48,8 +49,9 @@ _HOMES = {
         "SonaVersionError",
         "SonaWarning",
     ),
+    "sona.loops._guard": ("Guard",),
     "sona.loops._instant": ("Instant",),
-    "sona.loops._policy": ("Decision", "Guard"),
+    "sona.loops._policy": ("Decision",),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.router": ("LoggedDecision", "Router"),
     "sona.store": ("SqliteStore",),

@@ -6,7 +6,6 @@ import numpy.typing as npt
 
 from sona._arrays import Floats
 from sona.adapters._lora import Adapter
-from sona.loops._guard import Guard as Guard
 from sona.loops._instant import Instant
 
 Logged = tuple[int, float, bytes, int, int, bytes | None, float, tuple[float, float, float], bool, bool]

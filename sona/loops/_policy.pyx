@@ -19,7 +19,6 @@ import numpy as np
 
 from sona._arrays import coerce
 from sona.errors import SonaTypeError, SonaValueError
-from sona.loops._guard import Guard  # no-cython-lint: sona.Guard is found here
 
 cnp.import_array()
 
