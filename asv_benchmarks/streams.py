@@ -3,7 +3,7 @@
 A stream is named `data:world:rewards[:option...]`:
 
 data     digits (scikit-learn's, nothing to download); trec6, trec50, ng20 (MiniLM embeddings in the directory that SONA_DATA names);
-         gauss<K> (synthetic, K arms)
+         gauss<K> (synthetic, K arms); clusters (synthetic, six arms)
 world    few    arm vectors are centroids of 5 labelled examples, the inputs are as labelled
          shift  the same, then half of the input space is rotated
          perm   the same, then the vectors of half of the arms trade places
@@ -11,6 +11,7 @@ world    few    arm vectors are centroids of 5 labelled examples, the inputs are
          even, low, sup   two arms: even or odd digit, digit below five, one half of the newsgroups' topics
          graded  random orthonormal arms, every arm succeeds sometimes
          onearm  five random orthonormal arms, one is best for every input
+         half, all (clusters only) the frozen model is certain, and wrong for half of the clusters or for all
 rewards  c (right 1, wrong 0), r95 (.95/.85), r5 (.5/.2), r2 (.2/.05), r05 (.05/.01), f20 (.8/.2: one reward in five flipped), h5 (.95/.5)
 options  T=<n>, delay=<n> (feedback arrives n requests late), scale=<f> (norm of inputs and arms), signed (rewards in [-1, 1]),
          invert=<n> (a block of n rewards is inverted, from request 3000 on), spread=<n> (n inverted rewards spread over 4000 requests),
@@ -128,7 +129,9 @@ def make(name: str, seed: int) -> Stream:
     rng = np.random.default_rng([seed, *data.encode(), 0, *world.encode()])
     rounds = int(option.get("T", 8000 if "optimal" in option else _rounds(data, world, rewards)))
 
-    if data.startswith("gauss"):
+    if data == "clusters":
+        x, label, arms, held_x, held_label = _clusters(rounds, world, rng)
+    elif data.startswith("gauss"):
         x, label, arms, held_x, held_label = _gauss(int(data[5:]), rounds, world, rng)
     else:
         x, label, arms, held_x, held_label = _labelled(data, world, rounds, rng)
@@ -162,7 +165,9 @@ def _rounds(data: str, world: str, rewards: str) -> int:
     if world == "onearm":
         return 2000
     slow = rewards != "c" or world == "graded"
-    return {"digits": 6000 if slow else 3000, "trec6": 4000 if slow else 3000}.get(data, 3000 if data.startswith("gauss") else 4000)
+    if data.startswith(("clusters", "gauss")):
+        return 2000 if data == "clusters" else 3000
+    return {"digits": 6000 if slow else 3000, "trec6": 4000 if slow else 3000}.get(data, 4000)
 
 
 @lru_cache(maxsize=4)
@@ -174,11 +179,11 @@ def _source(data: str) -> tuple[F32, I64]:
 
         digits = load_digits()
         return _unit(np.clip(StandardScaler().fit_transform(digits.data), -6, 6)), digits.target.astype(np.int64)
-    if data.startswith("gauss"):
+    if data.startswith(("gauss", "clusters")):
         return np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
     directory = os.environ.get("SONA_DATA")
     if data not in EMBEDDINGS:
-        raise ValueError(f"expected digits, gauss<K> or one of {', '.join(EMBEDDINGS)}, got {data!r}")
+        raise ValueError(f"expected digits, clusters, gauss<K> or one of {', '.join(EMBEDDINGS)}, got {data!r}")
     path = Path(directory or "") / EMBEDDINGS[data]
     if not directory or not path.is_file():
         raise MissingData(f"{EMBEDDINGS[data]} not found: set SONA_DATA to the directory that holds it (now {directory or 'unset'})")
@@ -225,6 +230,17 @@ def _gauss(count: int, rounds: int, world: str, rng: np.random.Generator) -> tup
     x = _unit(arms[label] + rng.standard_normal((len(label), d)) * (0.8 / np.sqrt(d)))
     if world == "shift":
         x[:, : d // 2] = x[:, : d // 2] @ _orthonormal(d // 2, d // 2, rng)
+    return x[:rounds], label[:rounds], arms, x[rounds:], label[rounds:]
+
+
+def _clusters(rounds: int, world: str, rng: np.random.Generator) -> tuple[F32, I64, F32, F32, I64]:
+    """Six tight clusters in 32 dimensions around the arms, of which three or all trade places; pi of the frozen choice is .99 and more."""
+    centres = _unit(rng.standard_normal((6, 32)))
+    label = rng.integers(6, size=rounds + 2000)
+    x = _unit(centres[label] + rng.standard_normal((len(label), 32)) * (0.2 / np.sqrt(32)))
+    moved = rng.permutation(6)[: 6 if world == "all" else 3]
+    arms = centres.copy()
+    arms[moved] = centres[np.roll(moved, 1)]
     return x[:rounds], label[:rounds], arms, x[rounds:], label[rounds:]
 
 

@@ -1,6 +1,6 @@
 """The C headers of csrc/include/sona, transcribed; no code. A class's .pxd names these types, so downstream cimports find them here."""
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 # ---- sona/sona.h ----
 cdef extern from "sona/sona.h" nogil:
@@ -156,7 +156,17 @@ cdef extern from "sona/guard.h" nogil:
     void sona_guard_init(sona_guard *guard, double odds)
     void sona_guard_admit(sona_guard *guard)
     void sona_guard_weights(const sona_guard *guard, double *weight)
-    void sona_guard_update(sona_guard *guard, const float *chance, double propensity, double reward)
+    void sona_guard_update(sona_guard *guard, const float *chance, double propensity, double reward, double expected)
+
+# ---- sona/trust.h ----
+cdef extern from "sona/trust.h" nogil:
+    ctypedef struct sona_trust:
+        double value, variance
+        int64_t barren, patience
+
+    void sona_trust_init(sona_trust *trust)
+    void sona_trust_update(sona_trust *trust, double margin, double frozen, double confidence, double reward, double weight)
+    int sona_trust_barren(sona_trust *trust, double reward)
 
 # ---- sona/policy.h ----
 cdef extern from "sona/policy.h" nogil:
@@ -195,6 +205,7 @@ cdef extern from "sona/policy.h" nogil:
         uint64_t step, arm_step
     ctypedef struct sona_policy_state:
         sona_guard guard
+        sona_trust trust
         uint64_t random[4]
         uint64_t requests, refreshed
 

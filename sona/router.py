@@ -249,13 +249,21 @@ class Router:
         return rows
 
     def apply_batch(self, x: Any, out: Floats | None = None) -> Floats:
-        """x + delta(x) row by row, (n, dim): the adapted embeddings."""
-        return self.engine.apply_batch(x, out)
+        """
+        trust * x + delta(x) row by row, (n, dim): the adapted embeddings, whose inner products with the arms are what `route` compares.
+
+        trust is 1 until rewards say that the frozen model is wrong; see `stats`.
+        """
+        given = coerce(x, (None, self.engine.config.hidden_dim), "x").copy()
+        y = self.engine.apply_batch(given, out)
+        if self.engine.enabled and self._policy.trust < 1:
+            y -= np.float32(1 - self._policy.trust) * given
+        return y
 
     def explain(self, decision: Decision) -> dict[Any, dict[str, float]]:
         """
-        What each tier adds to the score of each arm for the decision's x, at today's weights: frozen, base, micro, bias; their sum is
-        the score, a cosine similarity where arms are normalised. cost is in units of reward and no part of the score.
+        What each tier adds to the score of each arm for the decision's x, at today's weights: frozen (times trust), base, micro,
+        bias; their sum is the score, a cosine similarity where arms are normalised. cost is in units of reward and no part of the score.
         """
         self._check_open()
         parts: dict[Any, dict[str, float]] = self._policy.explain_decision(decision.id)
@@ -360,6 +368,7 @@ class Router:
             "unrecorded": p.unrecorded,
             "confidence": p.instant.confidence,
             "surprise": p.surprise,
+            "trust": p.trust,
             "guard_weights": p.guard_weights,
             "state_bytes": self.state_bytes,
             "pending_bytes": p.pending_bytes,

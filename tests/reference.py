@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 # csrc/src/instant.c
 MEMORY = 0.99
-OPTIMISM = 3.0
+OPTIMISM = 1.0
 CURVATURE_FLOOR = 0.01
 ODDS_FLOOR = 0.01
 RESTORED = 0.003
@@ -29,6 +29,8 @@ TAU = 0.1
 P0 = 0.2
 CONSTANT = 0.3
 # csrc/src/guard.c
+TRUST_VARIANCE, TRUST_VARIANCE_LEAST, TRUST_LEAST = 0.1, 0.003, 0.05
+DOUBT, PATIENCE, ANEW = 0.5, 64, 3.0
 GUARD_MEMORY = 0.99
 GUARD_HANDICAP = 5.0
 GUARD_LIMIT = 2.0
@@ -181,9 +183,44 @@ class Shown:
     reward: float | None = None
     probability: float = 0.0
     weight: float = 1.0
+    trust: tuple[float, float] = (0.0, 0.0)  # what it added to trust and to its variance
     step: int = 0
     arm_step: int = 0
     pair: Pair | None = None
+
+
+class TrustRule:
+    """How far the frozen model's scores count; sona/trust.h."""
+
+    def __init__(self) -> None:
+        self.value, self.variance = 1.0, TRUST_VARIANCE
+        self.barren, self.patience = 0, PATIENCE
+
+    def update(self, margin: float, frozen: float, c: float, r: float, weight: float = 1.0) -> tuple[float, float]:
+        before = self.value, self.variance
+        spread = c * self.variance * frozen**2
+        shrink = 1 / np.sqrt(1 + np.pi * spread / 8)
+        s = 1 / (1 + np.exp(-shrink * margin))
+        odds = max(1 - c * s, ODDS_FLOOR)
+        slope = shrink * (r * (1 - s) - (1 - r) * c * s * (1 - s) / odds)
+        h = weight * shrink**2 * (r * s * (1 - s) + (1 - r) * max(c * s * (1 - s) * (1 - 2 * s + c * s * s) / odds**2, 0))
+        step = self.variance * frozen
+        self.value = float(np.clip(self.value + weight * c * step * slope, TRUST_LEAST, 1))
+        self.variance = max(self.variance - h * step**2 / (1 + h * spread), TRUST_VARIANCE_LEAST)
+        return self.value - before[0], self.variance - before[1]
+
+    def take_back(self, value: float, variance: float) -> None:
+        self.value = float(np.clip(self.value - value, TRUST_LEAST, 1))
+        self.variance = max(self.variance - variance, TRUST_VARIANCE_LEAST)
+
+    def gave_up(self, reward: float) -> bool:
+        if self.barren < 0:
+            return False
+        self.barren = -1 if reward > 0 else self.barren + 1
+        if self.barren < self.patience:
+            return False
+        self.barren, self.patience, self.variance = 0, 2 * self.patience, max(self.variance, DOUBT)
+        return True
 
 
 class PolicyRule:
@@ -194,6 +231,7 @@ class PolicyRule:
         self.tau = tau
         self.delta = Dense(dim)
         self.instant = InstantRule(dim, p0=p0, constant=constant, full=full)
+        self.trust = TrustRule()
         self.vectors: dict[Any, Array] = {}  # of open arms, and of closed ones whose row nobody has taken
         self.open: set[Any] = set()
         self.costs: dict[Any, float] = {}
@@ -214,7 +252,7 @@ class PolicyRule:
         self.instant.actions = len(self.open)
 
     def probabilities(self, x: Any, candidates: Sequence[Any]) -> Array:
-        y = unit(x) + self.delta(unit(x))
+        y = self.trust.value * unit(x) + self.delta(unit(x))
         return softmax([self.vectors[name] @ y / self.tau for name in candidates])
 
     def utilities(self, x: Any, candidates: Sequence[Any]) -> Array:
@@ -234,12 +272,19 @@ class PolicyRule:
 
     def learn(self, d: Shown, reward: float) -> None:
         pi, v = self._direction(d)
+        margin, frozen = self._margins(d)
+        confidence = max(self.instant.confidence, self.best_rate())
         d.weight = 1.0 if d.own else OFF_POLICY_STEP
         _, d.pair = self.instant.step(self.delta, d.x, v, reward, pi, rate=self.best_rate(), weight=d.weight, own=d.own)
+        d.trust = self.trust.update(margin, frozen, confidence, reward, d.weight)
         record = self.records[d.arm]
         if d.own:
             more = calibration_gain(pi, reward)
             record[:] = MEMORY * record[0] + more[0], MEMORY * record[1] + more[1], record[2] + 1
+        if d.own and self.trust.gave_up(reward):
+            self.instant.rewarded = self.instant.shown = ANEW
+            for kept in self.records.values():
+                kept[:2] = 0.0, 0.0
         d.reward, d.probability, d.step, d.arm_step = reward, pi, self.instant.steps, int(record[2])
 
     def revise(self, d: Shown, reward: float, *, stands: bool) -> None:
@@ -249,18 +294,34 @@ class PolicyRule:
         change = reward - d.reward
         if stands:
             self.delta.append(d.pair.up, d.pair.down, -d.pair.gain, d.pair.offset)
+        self.trust.take_back(*d.trust)
         pi, v = self._direction(d)
+        margin, frozen = self._margins(d)
         if d.own:
             root = calibration_gain(d.probability, 1.0)[0]
             self.instant.rewarded += MEMORY ** (self.instant.steps - d.step) * root * change
             record = self.records[d.arm]
             record[0] += MEMORY ** (record[2] - d.arm_step) * root * change
         rate = self.best_rate()
+        confidence = max(self.instant.confidence, rate)
         if stands:
             _, d.pair = self.instant.step(self.delta, d.x, v, reward, pi, rate=rate, weight=d.weight, again=True)
         else:
             _, d.pair = self.instant.revise(self.delta, d.x, v, change, pi, rate=rate, weight=d.weight)
+        d.trust = self.trust.update(margin, frozen, confidence, reward, d.weight)
+        if reward > 0:
+            self.trust.barren = -1
         d.reward = reward
+
+    def _margins(self, d: Shown) -> tuple[float, float]:
+        """Of the shown arm over the others, in the logits of the policy and of the frozen model."""
+        known = [name for name in d.candidates if name in self.vectors]
+        a, pi = known.index(d.arm), self.probabilities(d.x, known)
+        others = np.delete(pi, a)
+        if not len(others):
+            return 0.0, 0.0
+        scores = np.array([self.vectors[name] @ unit(d.x) / self.tau for name in known])
+        return float(np.log(pi[a] / others.sum())), float(scores[a] - others @ np.delete(scores, a) / others.sum())
 
     def _direction(self, d: Shown) -> tuple[float, Array]:
         known = [name for name in d.candidates if name in self.vectors]
@@ -274,7 +335,7 @@ class PolicyRule:
 class GuardRule:
     """Exp3.S over two or three models; sona/guard.h."""
 
-    def __init__(self, odds: float, *, floor: float = 0.002, rate: float = 0.2, share: float = 1e-4) -> None:
+    def __init__(self, odds: float, *, floor: float = 0.002, rate: float = 0.3, share: float = 1e-4) -> None:
         self.floor, self.rate, self.share = floor, rate, share
         self.log_weight = np.array([np.log(odds), 0.0])
         self.rewards = self.outcomes = 0.0
@@ -289,10 +350,11 @@ class GuardRule:
         third = min(self.log_weight[2], most) if len(self.log_weight) == 3 else most
         self.log_weight = np.append(self.log_weight[:2], third)
 
-    def update(self, chance: Any, propensity: float, reward: float) -> None:
+    def update(self, chance: Any, propensity: float, reward: float, expected: float | None = None) -> None:
         mean = self.rewards / self.outcomes if self.outcomes else 0.5
+        baseline = mean if expected is None else expected
         n = len(self.log_weight)
-        gain = self.rate * np.asarray(chance, np.float64)[:n] * (reward - mean) / propensity
+        gain = self.rate * np.asarray(chance, np.float64)[:n] * (reward - baseline) / propensity
         w = softmax(self.log_weight + np.clip(gain, -GUARD_LIMIT, GUARD_LIMIT))
         self.log_weight = np.log((1 - self.share) * w + self.share / n)
         self.rewards = GUARD_MEMORY * self.rewards + reward

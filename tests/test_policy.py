@@ -515,23 +515,29 @@ def test_costs_are_weighed_against_probability() -> None:
     rate=st.floats(0, 1),
     share=st.floats(0, 0.1),
     outcomes=st.lists(
-        st.tuples(st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3), st.floats(0.01, 1), st.floats(0, 1), st.booleans()),
+        st.tuples(
+            st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
+            st.floats(0.01, 1),
+            st.floats(0, 1),
+            st.none() | st.floats(0, 1),
+            st.booleans(),
+        ),
         max_size=40,
     ),
 )
 def test_the_guard_is_the_documented_rule(
-    odds: float, floor: float, rate: float, share: float, outcomes: list[tuple[list[float], float, float, bool]]
+    odds: float, floor: float, rate: float, share: float, outcomes: list[tuple[list[float], float, float, float | None, bool]]
 ) -> None:
     guard, rule = Guard(odds, floor, rate, share), GuardRule(odds, floor=floor, rate=rate, share=share)
-    for chance, propensity, reward, admit in outcomes:
+    for chance, propensity, reward, expected, admit in outcomes:
         np.testing.assert_allclose(guard.weights, rule.weights, rtol=1e-9, atol=1e-12)
         assert guard.weights.sum() == pytest.approx(1)
         assert (guard.weights[: len(rule.log_weight)] >= floor * (1 - 1e-12)).all()
         if admit:
             guard.admit()
             rule.admit()
-        guard.update(chance, propensity, reward)
-        rule.update(chance, propensity, reward)
+        guard.update(chance, propensity, reward, *() if expected is None else (expected,))
+        rule.update(chance, propensity, reward, expected)
     np.testing.assert_allclose(guard.weights, rule.weights, rtol=1e-9, atol=1e-12)
 
 
@@ -629,7 +635,7 @@ def test_explain_sums_to_what_route_sees(dim: int, pairs: int, seed: int) -> Non
         assert p["score"] == pytest.approx(p["frozen"] + p["base"] + p["micro"] + p["bias"], abs=1e-5)
     pi = np.exp((score - score.max()) / 0.1)
     np.testing.assert_allclose(policy.route(x).scores, pi / pi.sum(), atol=1e-3)
-    want = unit(x) @ policy.vectors().T
+    want = policy.trust * unit(x) @ policy.vectors().T
     np.testing.assert_allclose([p["frozen"] for p in parts.values()], want, atol=1e-5)
     if pairs == 0:
         assert all(p["base"] == p["micro"] == p["bias"] == 0 for p in parts.values())
@@ -684,6 +690,10 @@ def test_a_restored_policy_goes_on_bit_for_bit(explore: str, precondition: str) 
         ("guard", np.array([0, 0, 0, 0, 0, 0, 4.0])),
         ("guard", np.array([np.nan, 0, 0, 0, 0, 0, 2.0])),
         ("guard", np.zeros(3)),
+        ("trust", np.array([1.5, 0.1, 0, 64])),
+        ("trust", np.array([np.nan, 0.1, 0, 64])),
+        ("trust", np.array([1, np.inf, 0, 64])),
+        ("trust", np.ones(3)),
         ("random", np.zeros(4, np.uint64)),
         ("random", np.ones(3, np.uint64)),
         ("requests", np.zeros(1, np.uint64)),

@@ -251,7 +251,12 @@ def test_the_router_is_the_documented_rule(precondition: Any, reward_range: tupl
         assert router.feedback(d.id, low + (high - low) * reward)
         rule.learn(shown, reward)
     probe = normal(rng, 20, DIM)
-    np.testing.assert_allclose(router.apply_batch(probe) - probe, np.stack([rule.delta(row) for row in probe]), atol=1e-3)
+    assert router.stats()["trust"] == pytest.approx(rule.trust.value, abs=1e-4)
+    want = np.stack([rule.trust.value * row + rule.delta(row) for row in probe])
+    np.testing.assert_allclose(router.apply_batch(probe), want, atol=1e-3)
+    np.testing.assert_allclose(router.engine.apply_batch(probe) - probe, np.stack([rule.delta(row) for row in probe]), atol=1e-3)
+    router.apply_batch(probe, out=probe)
+    np.testing.assert_allclose(probe, want, atol=1e-3)
 
 
 def test_costs_shift_the_choice() -> None:
@@ -315,11 +320,34 @@ def test_it_learns_handwritten_digits(name: WorldName, accuracy: float, regret: 
     assert (1 - right).sum() <= regret * (1 - frozen).sum()
 
 
+@pytest.mark.parametrize("wrong", ["half", "all"])
+def test_a_frozen_model_that_is_certain_and_wrong_is_unlearned(wrong: str) -> None:
+    """Six tight clusters: the frozen model gives .99 and more to an arm that never succeeds, for half of the requests or for all."""
+    late = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        centres = np.stack([unit(row) for row in rng.normal(size=(6, 32))]).astype(np.float32)
+        moved = rng.permutation(6)[: 6 if wrong == "all" else 3]
+        arms = centres.copy()
+        arms[moved] = centres[np.roll(moved, 1)]
+        router = Router(arms, seed=seed)
+        right = []
+        for _ in range(1500):
+            k = int(rng.integers(6))
+            d = router.route(centres[k] + 0.03 * normal(rng, 32))
+            right.append(float(d.index == k))
+            router.feedback(d.id, right[-1])
+        late.append(np.mean(right[-500:]))
+        assert 0.05 <= router.stats()["trust"] < 1
+    assert np.mean(late) > 0.97
+    assert min(late) > 0.9
+
+
 @pytest.mark.parametrize(("success", "least"), [((0.95, 0.85), 1.0), ((0.5, 0.2), 1.0), ((0.2, 0.05), 1.0)])
 def test_rewards_that_are_not_clean_do_no_harm(success: tuple[float, float], least: float) -> None:
     """Right arms that fail and wrong ones that succeed: never much worse than the frozen model, whose regret is the unit."""
     regret, frozen = 0.0, 0.0
-    for seed in range(2):
+    for seed in range(6):
         world, rng = make_world("few", seed), np.random.default_rng(seed + 70)
         router = Router(world.arms, seed=seed)
         rows = world.rows(0, 3000)
@@ -695,7 +723,7 @@ def test_explain_adds_up_to_the_scores() -> None:
     for k, part in enumerate(parts.values()):
         assert set(part) == {"frozen", "base", "micro", "bias", "cost", "score"}
         assert part["score"] == pytest.approx(part["frozen"] + part["base"] + part["micro"] + part["bias"], abs=1e-5)
-        assert part["frozen"] == pytest.approx(float(world.arms[k] @ unit(x)), abs=1e-5)
+        assert part["frozen"] == pytest.approx(router.stats()["trust"] * float(world.arms[k] @ unit(x)), abs=1e-5)
         logits.append(part["score"] / 0.1)
     assert parts["arm3"]["cost"] == pytest.approx(0.1)
     pi = np.exp(np.array(logits) - max(logits))

@@ -6,7 +6,7 @@ static const double MEMORY = 0.99; /* of the mean reward on disagreements */
 static const double HANDICAP = 5;  /* of a fresh copy, in log weight */
 
 void sona_guard_init(sona_guard *g, double odds) {
-  *g = (sona_guard){.log_weight = {log(odds)}, .models = 2, .floor = 0.002, .rate = 0.2, .share = 1e-4, .limit = 2};
+  *g = (sona_guard){.log_weight = {log(odds)}, .models = 2, .floor = 0.002, .rate = 0.3, .share = 1e-4, .limit = 2};
 }
 
 void sona_guard_admit(sona_guard *g) {
@@ -28,11 +28,12 @@ void sona_guard_weights(const sona_guard *g, double weight[SONA_GUARD_MODELS]) {
   for (int j = g->models; j < SONA_GUARD_MODELS; j++) weight[j] = 0;
 }
 
-void sona_guard_update(sona_guard *g, const float chance[SONA_GUARD_MODELS], double propensity, double reward) {
+void sona_guard_update(sona_guard *g, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected) {
   const double mean = g->outcomes > 0 ? g->rewards / g->outcomes : 0.5;
+  const double baseline = isfinite(expected) ? expected : mean;
   double weight[SONA_GUARD_MODELS];
   for (int j = 0; j < g->models; j++) {
-    const double gain = g->rate * chance[j] * (reward - mean) / propensity;
+    const double gain = g->rate * chance[j] * (reward - baseline) / propensity;
     g->log_weight[j] += fmax(-g->limit, fmin(g->limit, gain));
   }
   softmax(g->log_weight, g->models, weight);

@@ -5,7 +5,7 @@
 
 /* Measured on held-out streams: see docs/learning.md. */
 static const double MEMORY = 0.99; /* of R and Q: about 100 own choices */
-static const double OPTIMISM = 3;  /* R = Q at the start: c stays near 1 until failures outweigh it */
+static const double OPTIMISM = 1;  /* R = Q at the start: c stays near 1 until failures outweigh it */
 static const float CURVATURE_FLOOR = 0.01f;
 static const double RESTORED = 0.003;  /* of the prior, by a failure that was expected to succeed */
 static const double RESTORE_AT = 0.03; /* about ten of them: P is rewritten that rarely */

@@ -65,6 +65,7 @@ sona_status sona_policy_create(const sona_policy_options *options, sona_adapter 
   p->instant = instant;
   p->ld = sona_policy_padded(o.dim);
   sona_guard_init(&p->guard, 2);
+  sona_trust_init(&p->trust);
   sona_random_seed(&p->random, o.seed);
   p->direction = sona_calloc(3 * p->ld, sizeof(float));
   if (!p->direction || reserve_arms(p, 16)) {
@@ -161,13 +162,14 @@ void sona_policy_set_calibration(sona_policy *p, int32_t row, double rewarded, d
 }
 
 sona_policy_state sona_policy_get_state(const sona_policy *p) {
-  sona_policy_state state = {.guard = p->guard, .requests = p->requests, .refreshed = p->refreshed};
+  sona_policy_state state = {.guard = p->guard, .trust = p->trust, .requests = p->requests, .refreshed = p->refreshed};
   memcpy(state.random, p->random.s, sizeof state.random);
   return state;
 }
 
 void sona_policy_set_state(sona_policy *p, sona_policy_state state) {
   p->guard = state.guard;
+  p->trust = state.trust;
   p->requests = state.requests;
   p->refreshed = state.refreshed;
   memcpy(p->random.s, state.random, sizeof state.random);

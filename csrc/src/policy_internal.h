@@ -53,6 +53,7 @@ struct sona_policy {
   uint64_t seen_generation;
   copy copies[COPIES];
   sona_guard guard;
+  sona_trust trust;
   sona_random random;
   uint64_t requests, refreshed;
   float *frozen, *current, *anchor, *work; /* (arm_ld): scores / tau of each model, and scratch */
@@ -93,6 +94,9 @@ void sona_policy_project_arm(const sona_policy *p, const sona_lora *w, size_t sl
 
 void sona_policy_frozen_logits(const sona_policy *p, const float *x, const int32_t *candidates, size_t count, uint32_t version,
                                float *logit);
+
+/* logit = what the learner and its older copies make of the frozen model's logits, before they add to them */
+void sona_policy_trusted_logits(const sona_policy *p, const float *frozen, size_t count, float *logit);
 
 /* logit += what the model w adds, seen through the arms */
 void sona_policy_adapt_logits(const sona_policy *p, const sona_lora *w, const projection *seen, const float *x, const int32_t *candidates,

@@ -3,31 +3,68 @@
 
 #include "policy_internal.h"
 
-/* pi over the decision's own candidates at today's weights; direction = v.  Returns pi of the arm, or -1 when it is not among them. */
-static float rescore(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, sona_status *status) {
+static const double ANEW = 3; /* R = Q where nothing was ever rewarded: see docs/learning.md */
+
+/* A decision over its own candidates, at today's weights. */
+typedef struct view {
+  float probability;     /* pi of the shown arm */
+  float expected;        /* of the learner's own first choice: c pi - cost */
+  double margin, frozen; /* of the shown arm over the rest, in the learner's logits and in the frozen model's; see trust.h */
+} view;
+
+/* How far row `shown` of the candidates is above the mean of the others, weighted by pi, in both models' logits. */
+static void measure_margins(const sona_policy *p, size_t shown, size_t count, const float *pi, view *out) {
+  double rest = 0, frozen = 0;
+  size_t second = shown;
+  for (size_t i = 0; i < count; i++) {
+    if (i == shown || p->current[i] == -INFINITY) continue;
+    if (second == shown || p->current[i] > p->current[second]) second = i;
+    if (!(pi[i] > 0)) continue;
+    rest += pi[i];
+    frozen += (double)pi[i] * p->frozen[i];
+  }
+  if (rest > 0 && pi[shown] > 0) {
+    out->margin = log(pi[shown] / rest);
+    out->frozen = p->frozen[shown] - frozen / rest;
+  } else { /* one arm alone, or so certain that the rest underflows: its best stands for it */
+    out->margin = (double)p->current[shown] - p->current[second];
+    out->frozen = (double)p->frozen[shown] - p->frozen[second];
+  }
+}
+
+/* Fills *out and direction = v.  SONA_EINVAL when the arm is not among the candidates. */
+static sona_status rescore(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, view *out) {
   const sona_kernels *k = p->o.kernels;
   sona_lora w;
   if (!candidates) count = p->arms;
-  *status = sona_policy_follow(p, &w);
-  if (*status) return -1;
-  sona_policy_frozen_logits(p, x, candidates, count, d->version, p->current);
+  const sona_status status = sona_policy_follow(p, &w);
+  if (status) return status;
+  sona_policy_frozen_logits(p, x, candidates, count, d->version, p->frozen);
+  sona_policy_trusted_logits(p, p->frozen, count, p->current);
   sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->current);
-  if (sona_policy_softmax(p->current, count, p->work) < 0) {
-    *status = SONA_ENONFINITE;
-    return -1;
-  }
-  float probability = -1;
+  if (sona_policy_softmax(p->current, count, p->work) < 0) return SONA_ENONFINITE;
+  size_t shown = 0;
+  while (shown < count && (candidates ? candidates[shown] : (int32_t)shown) != d->arm) shown++;
+  if (shown == count) return SONA_EINVAL;
+  const size_t own = (size_t)sona_policy_first_choice(p, p->current, candidates, count, p->work, 1);
+  out->probability = p->work[shown];
+  out->expected = sona_policy_confidence(p) * p->work[own] - sona_policy_cost_at(p, candidates, own);
+  measure_margins(p, shown, count, p->work, out);
+  for (size_t i = 0; i < count; i++) p->work[i] = ((float)(i == shown) - p->work[i]) / p->o.tau;
   memset(p->direction, 0, p->ld * sizeof *p->direction);
-  for (size_t i = 0; i < count; i++) {
-    const int shown = (candidates ? candidates[i] : (int32_t)i) == d->arm;
-    if (shown) probability = p->work[i];
-    p->work[i] = ((float)shown - p->work[i]) / p->o.tau;
-  }
   if (candidates)
     for (size_t i = 0; i < count; i++) k->axpy(p->work[i], p->vectors + (size_t)candidates[i] * p->ld, p->direction, p->o.dim);
   else
     k->gemv_t(p->vectors, p->ld, p->work, p->direction, count, p->o.dim);
-  return probability;
+  return SONA_OK;
+}
+
+/* Nothing was ever rewarded: what a confident choice earns is estimated anew, from the belief that it is rewarded. */
+static void expect_anew(sona_policy *p) {
+  sona_calibration c = sona_instant_calibration(p->instant);
+  c.rewarded = c.shown = ANEW;
+  sona_instant_set_calibration(p->instant, c);
+  for (size_t i = 0; i < p->arms; i++) p->records[i].rewarded = p->records[i].shown = 0;
 }
 
 /* The anchor is a copy that is one to two periods old, and it is only refreshed while the learner holds the evidence: a copy taken in the
@@ -50,31 +87,37 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
                               float weight, sona_outcome *outcome, sona_step *step) {
   if (!isfinite(reward)) return SONA_ENONFINITE;
   if (!sona_policy_alive(p, d->arm) || !sona_policy_known_at(p, d->arm, d->version)) return SONA_EINVAL;
-  sona_status status;
-  const float probability = rescore(p, x, candidates, count, d, &status);
+  view v;
+  sona_status status = rescore(p, x, candidates, count, d, &v);
   if (status) return status;
-  if (probability < 0) return SONA_EINVAL;
   if (!d->own) weight *= p->o.off_policy_step;
-  status = sona_instant_step(p->instant, p->adapter, x, p->direction, probability, sona_policy_best_rate(p), reward, weight,
+  const float confidence = sona_policy_confidence(p);
+  status = sona_instant_step(p->instant, p->adapter, x, p->direction, v.probability, sona_policy_best_rate(p), reward, weight,
                              d->own ? SONA_STEP_OWN : 0, step);
   if (status) return status;
+  const sona_trust before = p->trust;
+  sona_trust_update(&p->trust, v.margin, v.frozen, confidence, reward, weight);
+  const sona_trust after = p->trust;
   arm_record *record = &p->records[d->arm];
   if (d->own) {
-    sona_calibration_add(&record->rewarded, &record->shown, probability, reward);
+    sona_calibration_add(&record->rewarded, &record->shown, v.probability, reward);
     record->choices++;
+    if (sona_trust_barren(&p->trust, reward)) expect_anew(p);
   }
   const sona_adapter_info info = sona_adapter_describe(p->adapter);
   *outcome = (sona_outcome){
       .reward = reward,
-      .probability = probability,
+      .probability = v.probability,
       .weight = weight,
       .row = (uint32_t)(info.total - 1),
       .generation = info.generation,
       .step = sona_instant_calibration(p->instant).steps,
       .arm_step = record->choices,
+      .trust = (float)(after.value - before.value),
+      .doubt = (float)(after.variance - before.variance),
   };
   if (p->o.guard && !d->agreed && d->propensity > 0 && !isnan(d->chance[0]))
-    sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm]);
+    sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm], v.expected);
   refresh_anchor(p);
   sona_lora w;
   (void)sona_policy_follow(p, &w); /* so that the next request does not pay for it; without memory it will */
@@ -109,20 +152,33 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
     status = sona_adapter_append(p->adapter, -w.scale, p->old_up, p->old_down, w.offset[outcome->row]);
     if (status) return status;
   }
-  const float probability = rescore(p, x, candidates, count, d, &status);
-  if (status) return status;
-  if (probability < 0) return SONA_EINVAL;
+  const sona_trust now = p->trust;
+  sona_trust_take_back(&p->trust, outcome->trust, outcome->doubt);
+  view v;
+  status = rescore(p, x, candidates, count, d, &v);
+  if (status) {
+    p->trust = now;
+    return status;
+  }
   if (d->own && !isnan(outcome->probability)) { /* first, so that the new step sees the calibration it would have seen */
     arm_record *record = &p->records[d->arm];
     sona_instant_recalibrate(p->instant, outcome->probability, change, outcome->step);
     if (record->choices >= outcome->arm_step)
       sona_calibration_correct(&record->rewarded, outcome->probability, change, record->choices - outcome->arm_step);
   }
-  const float rate = sona_policy_best_rate(p);
-  status =
-      stands ? sona_instant_step(p->instant, p->adapter, x, p->direction, probability, rate, reward, outcome->weight, SONA_STEP_AGAIN, step)
-             : sona_instant_revise(p->instant, p->adapter, x, p->direction, probability, rate, change, outcome->weight, step);
-  if (status) return status;
+  const float rate = sona_policy_best_rate(p), confidence = sona_policy_confidence(p);
+  status = stands ? sona_instant_step(p->instant, p->adapter, x, p->direction, v.probability, rate, reward, outcome->weight,
+                                      SONA_STEP_AGAIN, step)
+                  : sona_instant_revise(p->instant, p->adapter, x, p->direction, v.probability, rate, change, outcome->weight, step);
+  if (status) {
+    p->trust = now;
+    return status;
+  }
+  const sona_trust before = p->trust;
+  sona_trust_update(&p->trust, v.margin, v.frozen, confidence, reward, outcome->weight);
+  outcome->trust = (float)(p->trust.value - before.value);
+  outcome->doubt = (float)(p->trust.variance - before.variance);
+  if (reward > 0) p->trust.barren = -1;
   const sona_adapter_info after = sona_adapter_describe(p->adapter);
   outcome->reward = reward;
   outcome->row = (uint32_t)(after.total - 1);

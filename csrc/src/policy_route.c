@@ -66,15 +66,19 @@ static sona_status score_models(sona_policy *p, const float *x, const int32_t *c
   const sona_status status = sona_policy_follow(p, &w);
   if (status) return status;
   sona_policy_frozen_logits(p, x, candidates, count, p->version, p->frozen);
-  memcpy(p->current, p->frozen, count * sizeof *p->current);
-  if (!p->disabled) sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->current);
+  if (p->disabled) {
+    memcpy(p->current, p->frozen, count * sizeof *p->current);
+  } else {
+    sona_policy_trusted_logits(p, p->frozen, count, p->current);
+    sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->current);
+  }
   if (sona_policy_softmax(p->current, count, probability) < 0) return SONA_ENONFINITE;
   which[SONA_CURRENT] = sona_policy_first_choice(p, p->current, candidates, count, probability, 1);
   which[SONA_FROZEN] = which[SONA_ANCHOR] = which[SONA_CURRENT];
   if (!p->o.guard || p->disabled) return SONA_OK;
   which[SONA_FROZEN] = which[SONA_ANCHOR] = sona_policy_first_choice(p, p->frozen, candidates, count, p->work, 0);
   if (p->guard.models < SONA_GUARD_MODELS) return SONA_OK;
-  memcpy(p->anchor, p->frozen, count * sizeof *p->anchor);
+  sona_policy_trusted_logits(p, p->frozen, count, p->anchor);
   w = sona_policy_copy(p, ANCHOR);
   sona_policy_adapt_logits(p, &w, &p->copies[ANCHOR].seen, x, candidates, count, p->anchor);
   which[SONA_ANCHOR] = sona_policy_first_choice(p, p->anchor, candidates, count, p->work, 0);
@@ -142,6 +146,7 @@ sona_status sona_policy_best(sona_policy *p, sona_model model, const float *x, c
   const sona_status status = sona_policy_follow(p, &w);
   if (status) return status;
   sona_policy_frozen_logits(p, x, candidates, count, p->version, p->frozen);
+  if (model != SONA_FROZEN) sona_policy_trusted_logits(p, p->frozen, count, p->frozen);
   if (model == SONA_CURRENT) sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->frozen);
   if (model == SONA_ANCHOR) {
     w = sona_policy_copy(p, ANCHOR);
@@ -161,6 +166,7 @@ void sona_policy_explain(sona_policy *p, const float *x, float *frozen, float *b
   memset(micro, 0, p->arms * sizeof *micro);
   memset(bias, 0, p->arms * sizeof *bias);
   if (sona_policy_follow(p, &w)) return;
+  for (size_t i = 0; i < p->arms; i++) frozen[i] *= (float)p->trust.value;
   const size_t border = sona_adapter_describe(p->adapter).base;
   for (size_t j = 0; j < w.rank; j++) {
     const float *row = p->seen.arm_rows + j * p->arm_ld;

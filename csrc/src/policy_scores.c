@@ -13,6 +13,11 @@ void sona_policy_frozen_logits(const sona_policy *p, const float *x, const int32
   }
 }
 
+void sona_policy_trusted_logits(const sona_policy *p, const float *frozen, size_t count, float *logit) {
+  const float trust = (float)p->trust.value;
+  for (size_t i = 0; i < count; i++) logit[i] = trust * frozen[i];
+}
+
 void sona_policy_adapt_logits(const sona_policy *p, const sona_lora *w, const projection *seen, const float *x, const int32_t *candidates,
                               size_t count, float *logit) {
   const sona_kernels *k = p->o.kernels;

@@ -1,6 +1,6 @@
 """The guard for callers who have their own policy, over sona/guard.h."""
 
-from libc.math cimport isfinite
+from libc.math cimport NAN, isfinite, isinf
 
 from sona._c cimport sona_guard_admit, sona_guard_init, sona_guard_update, sona_guard_weights
 
@@ -23,7 +23,7 @@ cdef class Guard:
     seed : int
     """
 
-    def __cinit__(self, double odds=2.0, double floor=0.002, double rate=0.2, double share=1e-4, seed=0):
+    def __cinit__(self, double odds=2.0, double floor=0.002, double rate=0.3, double share=1e-4, seed=0):
         if not (odds > 0 and 0 <= floor < 1 / 3 and rate >= 0 and 0 <= share <= 1):
             raise SonaValueError(f"guard: expected odds > 0, floor in [0, 1/3), rate >= 0 and share in [0, 1], got odds={odds}, "
                                  f"floor={floor}, rate={rate}, share={share}")
@@ -60,11 +60,16 @@ cdef class Guard:
         chance[:count] = [p == proposals[drawn] for p in proposals]
         return proposals[drawn], float(weights @ chance), chance
 
-    def update(self, chance, double propensity, double reward):
-        """The reward in [0, 1] of an action on which the models disagreed; chance and propensity are what `choose` returned."""
+    def update(self, chance, double propensity, double reward, double expected=NAN):
+        """
+        The reward in [0, 1] of an action on which the models disagreed; chance and propensity are what `choose` returned.
+
+        expected is what the learner's own choice was to earn; without it the decayed mean of such rewards is the baseline.
+        """
         cdef float c[3]
         values = coerce(chance, (3,), "chance")
-        if not 0 < propensity <= 1 or not isfinite(reward):
-            raise SonaValueError(f"guard: expected propensity in (0, 1] and a finite reward, got {propensity} and {reward}")
+        if not 0 < propensity <= 1 or not isfinite(reward) or isinf(expected):
+            raise SonaValueError(f"guard: expected propensity in (0, 1], a finite reward and no infinity, got {propensity}, {reward} "
+                                 f"and {expected}")
         c[0], c[1], c[2] = values[0], values[1], values[2]
-        sona_guard_update(&self.guard, c, propensity, reward)
+        sona_guard_update(&self.guard, c, propensity, reward, expected)

@@ -466,6 +466,11 @@ cdef class Policy:
         return {"current": w[0], "frozen": w[1], "anchor": w[2]}
 
     @property
+    def trust(self):
+        """How far the frozen model's scores count, in [0.05, 1]; see sona/trust.h."""
+        return sona_policy_get_state(self.handle).trust.value
+
+    @property
     def bytes(self):
         """Bytes of arms, projections and older copies; without the adapter, the instant step and the pending decisions."""
         return sona_policy_bytes(self.handle)
@@ -475,7 +480,7 @@ cdef class Policy:
         return sona_pending_bytes(self.pending)
 
     def state(self):
-        """Arrays that `restore` takes: the guard, the random stream, the older copies. Arms and adapter are kept by their owners."""
+        """Arrays that `restore` takes: the guard, trust, the random stream, the older copies. Arms and adapter are kept by their owners."""
         cdef sona_policy_state s = sona_policy_get_state(self.handle)
         cdef sona_lora w
         cdef double rewarded = 0, shown = 0
@@ -483,6 +488,7 @@ cdef class Policy:
         arrays = {
             "guard": np.array([s.guard.log_weight[0], s.guard.log_weight[1], s.guard.log_weight[2], s.guard.rewards, s.guard.outcomes,
                                s.guard.updates, s.guard.models], dtype=np.float64),
+            "trust": np.array([s.trust.value, s.trust.variance, s.trust.barren, s.trust.patience]),
             "random": np.array([s.random[0], s.random[1], s.random[2], s.random[3]], dtype=np.uint64),
             "requests": np.array([s.requests, s.refreshed], dtype=np.uint64),
             "surprise": np.array([self.surprise], dtype=np.float64),
@@ -504,11 +510,13 @@ cdef class Policy:
         """Put back what `state` returned."""
         cdef sona_policy_state s = sona_policy_get_state(self.handle)
         guard = np.asarray(arrays["guard"], dtype=np.float64)
+        trust = np.asarray(arrays["trust"], dtype=np.float64)
         random = np.asarray(arrays["random"], dtype=np.uint64)
         requests = np.asarray(arrays["requests"], dtype=np.uint64)
         sound = guard.shape == (7,) and np.isfinite(guard).all() and guard[6] in (2, 3)
+        sound &= trust.shape == (4,) and 0 < trust[0] <= 1 and 0 < trust[1] < np.inf and trust[2] >= -1 and trust[3] >= 1
         if not sound or random.shape != (4,) or not random.any() or requests.shape != (2,):
-            raise SonaValueError("policy state: expected guard (7,), random (4,) and requests (2,), got something else")
+            raise SonaValueError("policy state: expected guard (7,), trust (4,), random (4,) and requests (2,), got something else")
         copies = []
         for which in range(2):
             rows = len(arrays[f"copy{which}.down"])
@@ -529,6 +537,7 @@ cdef class Policy:
                                        self.dim, <const float *> cnp.PyArray_DATA(offset), rows), f"copy of {rows} rows")
         s.guard.log_weight[0], s.guard.log_weight[1], s.guard.log_weight[2] = guard[0], guard[1], guard[2]
         s.guard.rewards, s.guard.outcomes, s.guard.updates, s.guard.models = guard[3], guard[4], int(guard[5]), int(guard[6])
+        s.trust.value, s.trust.variance, s.trust.barren, s.trust.patience = trust[0], trust[1], int(trust[2]), int(trust[3])
         s.random[0], s.random[1], s.random[2], s.random[3] = random[0], random[1], random[2], random[3]
         s.requests, s.refreshed = requests[0], requests[1]
         sona_policy_set_state(self.handle, s)

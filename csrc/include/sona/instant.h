@@ -4,7 +4,7 @@
  *   p   = c pi                          expected reward of the shown action
  *   adv = (r - p)(1 - pi)/(1 - p),      h = max(p (1 - pi)^2/(1 - p), .01)
  *   q   = P x',  sigma = x' . q,        g = c adv / (1 + c h |v|^2 sigma),   append the pair (up = g v, down = q)
- *   R  <- .99 R + pi^.5 r,  Q <- .99 Q + pi^1.5 over the policy's own choices, R = Q = 3 at the start
+ *   R  <- .99 R + pi^.5 r,  Q <- .99 Q + pi^1.5 over the policy's own choices, R = Q = 1 at the start
  *
  * x' is x followed by a constant input, whose weight becomes the pair's offset.  v is the score direction d log pi(action) / d y.
  * There is no learning rate: p0 c is a prior variance, and the denominator keeps one step from passing the outcome it fits.

@@ -1,10 +1,11 @@
 /* Policy: softmax over arm vectors seen through an adapter.
  *
- *   score_k = <e_k, x + delta(x)>,   pi = softmax(score / tau),   v = d log pi_a / d y = (e_a - sum_k pi_k e_k) / tau
+ *   score_k = <e_k, trust x + delta(x)>,   pi = softmax(score / tau),   v = d log pi_a / d y = (e_a - sum_k pi_k e_k) / tau
  *
  * The adapter enters through arm_rows[j][k] = <up_j, e_k>, kept up to date as rows are appended, so that a request costs
- * (arms + rows) dim multiplications and never forms y.  Arms live in rows that keep their number: a removed arm leaves a gap that a later
- * one may take.  `version` counts changes of the arms; a decision is learned from over the arms that were alive at its version.
+ * (arms + rows) dim multiplications and never forms y.  trust is 1 until rewards say that the frozen model is wrong, see trust.h.  Arms
+ * live in rows that keep their number: a removed arm leaves a gap that a later one may take.  `version` counts changes of the arms; a
+ * decision is learned from over the arms that were alive at its version.
  *
  * x is unit-norm (or zero) everywhere.  One thread at a time uses a policy; the adapter's own readers are free. */
 #ifndef SONA_POLICY_H
@@ -13,6 +14,7 @@
 #include "sona/adapter.h"
 #include "sona/guard.h"
 #include "sona/instant.h"
+#include "sona/trust.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,8 +52,9 @@ typedef struct sona_outcome {
   float reward, probability, weight; /* as given; pi of the arm when the reward arrived */
   uint32_t row;                      /* of the adapter, valid while generation is the adapter's */
   uint64_t generation;
-  uint64_t step;     /* sona_calibration.steps right after it */
-  uint64_t arm_step; /* the same count of its arm */
+  uint64_t step;      /* sona_calibration.steps right after it */
+  uint64_t arm_step;  /* the same count of its arm */
+  float trust, doubt; /* what it added to trust and to its variance */
 } sona_outcome;
 
 /* adapter and instant outlive the policy and belong to the caller. */
@@ -81,7 +84,7 @@ sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t
 /* The first choice of one model, without exploration, recording or learning. */
 sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count, int32_t *arm);
 
-/* What each tier adds to the score of each row: frozen, base, micro and bias (rows each). */
+/* What each tier adds to the score of each row: frozen (times trust), base, micro and bias (rows each). */
 void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias);
 
 /* The first reward of a decision.  SONA_EINVAL when its arm is gone or nothing else was alive then. */
@@ -104,6 +107,7 @@ void sona_policy_set_calibration(sona_policy *policy, int32_t row, double reward
 
 typedef struct sona_policy_state {
   sona_guard guard;
+  sona_trust trust;
   uint64_t random[4];
   uint64_t requests, refreshed; /* decisions so far, and when the anchor was last refreshed */
 } sona_policy_state;
