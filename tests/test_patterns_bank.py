@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sona._arrays import Floats
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError
 from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank
-from sona.patterns.clusters import one_thread
+from sona.patterns.clusters import fit, one_thread, similarities
 from sona.types import QueryTrajectory
 
 D = 16
@@ -110,6 +110,17 @@ def test_a_split_clustering_does_not_change_ids_without_need(rng: np.random.Gene
     assert len(after) <= 25
 
 
+def test_an_old_clustering_that_has_become_a_bad_one_is_left(rng: np.random.Generator) -> None:
+    """Two centroids in one cluster and one between the other two: Lloyd alone would stay there."""
+    centre = 10 * centres(3)
+    x = cloud(centre, 50, 1.0, rng)
+    old = np.stack([centre[0] + 0.1, centre[0] - 0.1, (centre[1] + centre[2]) / 2])
+    found = fit(x, np.ones(150), 3, old=old, max_iterations=100, tolerance=1e-3, seed=0)
+    alike = similarities(found.centroids, centre)
+    assert alike.max(axis=0).min() > 0.99
+    assert sorted(np.bincount(found.labels).tolist()) == [50, 50, 50]
+
+
 def test_inertia_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
     from sklearn.cluster import KMeans
 
@@ -159,10 +170,13 @@ def test_without_any_quality_all_count_alike(rng: np.random.Generator) -> None:
     assert {(p.total_weight, p.avg_quality, p.cluster_size) for p in patterns} == {(0.0, 0.0, 20)}
 
 
-def test_a_region_without_quality_makes_no_pattern_and_moves_none(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("what", ["quality", "weight"])
+def test_a_region_without_quality_or_trust_makes_no_pattern_and_moves_none(rng: np.random.Generator, what: str) -> None:
     centre = centres(3)
-    rows = cloud(centre, 20, 0.2, rng)
-    patterns = bank_of(rows, np.tile([1.0, 1.0, 0.0], 20), k_clusters=2).extract_patterns()
+    bank = ReasoningBank(PatternConfig(embedding_dim=D, k_clusters=2))
+    for i, x in enumerate(cloud(centre, 20, 0.2, rng)):
+        bank.add(x, **{"quality": 1.0, what: float(i % 3 < 2)})
+    patterns = bank.extract_patterns()
     alike = cosines(patterns, centre)
     assert sorted(alike.argmax(axis=1).tolist()) == [0, 1]
     assert alike.max(axis=1).min() > 0.98
@@ -246,11 +260,8 @@ def test_a_pattern_that_is_not_found_again_decays_and_goes(rng: np.random.Genera
     (old,) = bank.extract_patterns()
     for x in cloud(centre[1:], 10, 0.1, rng):
         bank.add(x, 1.0)
-    weights = []
-    while old.id in (present := {p.id: p for p in bank.extract_patterns()}):
-        weights.append(present[old.id].total_weight)
-    assert weights == [5.0, 2.5, 1.25]  # the next is below min_weight
-    assert list(present) == [1]
+    cycles = [{p.id: p.total_weight for p in bank.extract_patterns()} for _ in range(4)]
+    assert cycles == [{old.id: weight, 1: 10.0} for weight in (5.0, 2.5, 1.25)] + [{1: 10.0}]  # the next is below min_weight
 
 
 def test_a_poor_pattern_that_nobody_looked_up_goes_at_once(rng: np.random.Generator) -> None:
@@ -274,6 +285,21 @@ def test_a_pattern_that_comes_back_has_its_old_id(rng: np.random.Generator) -> N
             bank.add(x, 1.0)
         assert {p.id for p in bank.extract_patterns()} == known
         assert bank.find_patterns(centre[which], 1)[0].id == (old.id if which == 0 else 1)
+
+
+def test_an_old_pattern_that_a_new_one_covers_is_merged_into_it() -> None:
+    """Two old ones 26 degrees apart, then all trajectories between them: one is found again, the other is a near-duplicate of it."""
+    left, right = np.float32([np.cos(a) for a in (0.0, 0.45)]), np.float32([np.sin(a) for a in (0.0, 0.45)])
+    ends = np.stack([left, right], axis=1)
+    bank = bank_of(np.repeat(ends, 10, axis=0), k_clusters=2, max_trajectories=20)
+    assert [p.id for p in bank.extract_patterns()] == [0, 1]
+    bank.find_patterns(ends[0], 2)
+    for _ in range(20):
+        bank.add(ends.sum(axis=0), 1.0)
+    (pattern,) = bank.extract_patterns()
+    assert (pattern.id, pattern.access_count, pattern.total_weight) == (0, 2, 20 + 0.9 * 10)
+    (pattern,) = bank.extract_patterns()  # counted anew
+    assert (pattern.id, pattern.access_count, pattern.total_weight) == (0, 2, 20)
 
 
 # ---- looking up ----
@@ -495,6 +521,29 @@ def test_threads_add_and_look_up_while_a_cycle_runs(rng: np.random.Generator) ->
     assert not errors
     assert len(bank) == 100
     assert cycles
+
+
+def test_cycles_run_one_at_a_time(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = filled(rng)
+    inside, most = [0], [0]
+    real = ReasoningBank._cluster
+
+    def counted(self: ReasoningBank, *arguments: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        try:
+            return real(self, *arguments)
+        finally:
+            inside[0] -= 1
+
+    monkeypatch.setattr(ReasoningBank, "_cluster", counted)
+    threads = [threading.Thread(target=bank.extract_patterns) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert bank.state()["counters"][0] == 5
 
 
 def test_importing_and_adding_loads_nothing_heavy(run_python: RunPython) -> None:

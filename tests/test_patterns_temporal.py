@@ -8,6 +8,7 @@ import pytest
 
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError
 from sona.patterns import Transitions
+from sona.patterns.temporal import _wealth
 
 
 def observed(chain: Any, **options: Any) -> Transitions:
@@ -49,6 +50,16 @@ def test_on_independent_patterns_no_gain_is_claimed(shares: np.ndarray[Any, Any]
     assert claims / 200 <= 0.05 + 0.026
 
 
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (1, 0), (7, 3), (30, 12), (3, 9), (0, 40)])
+def test_the_evidence_is_a_mean_likelihood_ratio_over_chances_above_a_half(won: int, lost: int) -> None:
+    chance = 0.5 + (np.arange(100_000) + 0.5) / 200_000
+    expected = np.mean(chance**won * (1 - chance) ** lost) * 2.0 ** (won + lost)
+    assert _wealth(won, lost) == pytest.approx(expected, rel=1e-6)
+    assert lost <= won or expected < 1
+    assert _wealth(10_000, 0) > 1e100
+    assert _wealth(0, 10_000) < 1
+
+
 def test_probabilities_are_the_documented_blend() -> None:
     """Against sums over the whole history."""
     rng = np.random.default_rng(3)
@@ -85,8 +96,8 @@ def test_old_transitions_fade() -> None:
 
 def test_counts_stay_finite_and_bounded() -> None:
     rng = np.random.default_rng(0)
-    found = Transitions(decay=0.9, max_transitions=100)
-    for step in range(5000):  # 0.9^-5000 is far beyond the range of a float
+    found = Transitions(decay=0.8, max_transitions=100)
+    for step in range(5000):  # 0.8^-5000 is far beyond the range of a float
         found.observe(int(rng.integers(40)), int(rng.integers(1000)) if step % 3 else 7)
         assert len(found) <= 100
     assert len(found._popular) <= 100

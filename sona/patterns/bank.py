@@ -182,6 +182,8 @@ class ReasoningBank:
                 x, outcome = self._window.copy()
             if len(x) < config.min_cluster_size:
                 return self.patterns
+            import sklearn.cluster  # noqa: F401  loads the libraries that one_thread is to limit
+
             with one_thread():
                 found = self._cluster(x, outcome)
                 self._cycles += 1
@@ -331,7 +333,8 @@ class ReasoningBank:
             ids, centroids = self._about["id"].copy(), self._centroids
         if not len(ids):
             x, outcome = x[:0], outcome[:0]
-        labels = nearest(centroids, x) if len(x) else np.empty(0, np.int64)
+        with one_thread():
+            labels = nearest(centroids, x) if len(x) else np.empty(0, np.int64)
         return PatternStatistics.of(ids, labels, x, outcome)
 
     def verdicts(self, *, level: float = 0.05) -> list[Verdict]:

@@ -46,12 +46,11 @@ def nearest(centroids: Floats, x: Floats) -> Ints:
 
 def one_thread() -> AbstractContextManager[Any]:
     """
-    Keeps BLAS and OpenMP to one thread inside; BLAS of the whole process, as scikit-learn does in each of its own fits.
+    Keeps the BLAS and OpenMP that are loaded to one thread inside; BLAS of the whole process, as scikit-learn does in each of its own fits.
 
     With more, the matrices of a cycle are so small that threads wait longer for each other than they compute: ten times as long where the
     cores are busy, as a host's are.
     """
-    import sklearn.cluster  # noqa: F401  loads the libraries that are to be limited
     from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[Any] = threadpool_limits(1)
