@@ -9,7 +9,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -20,13 +20,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from row import Row, faster, missing, near, within
+from row import Row, faster, missing, near, seconds, within
 from scipy.linalg.blas import saxpy, sdot, sgemm
+from sklearn.cluster import KMeans
 from timing import Code, interleave
 
 from sona import Adapter, BaseLoRA, Instant, MicroLoRA, Ring, Router, SonaConfig, SonaEngine
 from sona._kernels import Kernels
 from sona.demo.linucb import LinUCB
+from sona.patterns import PatternConfig, ReasoningBank
+from sona.patterns.clusters import one_thread
 
 F32 = NDArray[np.float32]
 
@@ -264,6 +267,60 @@ def scan(effort: Effort) -> Iterator[Row]:
     yield faster(what, case, own, "faiss Flat", rounds.ratio("faiss", "sona"), 1.1) if faiss else missing(what, case, own, "faiss")
 
 
+def patterns(effort: Effort) -> Iterator[Row]:
+    n, d, k, arms = 1000, 256, 50, 20
+    draw = np.random.default_rng(1)
+    x = (8 * normal(2 * k, d)[draw.integers(2 * k, size=n)] + 5 * normal(n, d, seed=2)).astype(np.float32)
+    quality = draw.uniform(size=n)
+
+    def filled() -> ReasoningBank:
+        bank = ReasoningBank(PatternConfig(embedding_dim=d, k_clusters=k, merge_similarity=1.0, min_cluster_size=1))
+        for row, q, arm in zip(x, quality.tolist(), draw.integers(arms, size=n).tolist(), strict=True):
+            bank.add(row, q, arm=arm, reward=q)
+        return bank
+
+    first, later = filled(), filled()
+    empty = first.state()
+    later.extract_patterns()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    peer = "KMeans(k, n_init=1).fit(x, sample_weight=w)"
+    names = {"KMeans": KMeans, "k": k, "x": unit, "w": quality, "bank": later, "of": ReasoningBank.from_state, "config": first.config}
+    codes = {
+        "first": Code("of(config, state).extract_patterns()", {**names, "state": empty}),
+        "later": Code("bank.extract_patterns()", names),
+        "sklearn": Code(peer, names),
+    }
+    with one_thread():  # for the peer too
+        rounds = interleave(codes, rounds=max(effort.rounds // 3, 5))
+        inertia = [float(KMeans(k, n_init=1, random_state=seed).fit(unit, sample_weight=quality).inertia_) for seed in range(effort.rounds)]
+    case = f"{n} trajectories, d={d}, k={k}"
+    for name, what in (("first", "pattern extraction, first cycle"), ("later", "pattern extraction, later cycle")):
+        own, ratio = rounds.median(name), rounds.ratio(name, "sklearn")
+        yield Row(what, case, seconds(own), "scikit-learn KMeans, n_init=1", ratio, "<= 50 ms", own <= 0.05, short=name == "later")
+    ours = []
+    for seed in range(effort.rounds):
+        bank = ReasoningBank.from_state(replace(first.config, seed=seed), empty)
+        centroids = np.stack([pattern.centroid for pattern in bank.extract_patterns()])
+        ours.append(float(quality @ ((unit[:, None] - centroids) ** 2).sum(axis=2).min(axis=1)))
+    ratio = median(ours) / median(inertia)
+    yield Row(
+        "pattern extraction, inertia", case, f"{median(ours):.4g}", "scikit-learn KMeans, n_init=1", ratio, "<= 1.01x", ratio <= 1.01, False
+    )
+
+    names = {"bank": later, "x": x[0], "pi": np.full(arms, 1 / arms)}
+    codes = {
+        "find": Code("bank.find_patterns(x, 5)", names),
+        "prior": Code("bank.prior(x, pi)", names),
+        "add": Code("bank.add(x, 0.5, arm=3, reward=1.0)", {**names, "bank": filled()}),
+        "statistics": Code("bank.verdicts()", names),
+    }
+    rounds = interleave(codes, rounds=effort.rounds)
+    yield within("ReasoningBank.find_patterns", f"5 of {k} patterns, d={d}", rounds.median("find"), 100e-6)
+    yield within("ReasoningBank.prior", f"10 of {n} trajectories, {arms} arms", rounds.median("prior"), short=False)
+    yield within("ReasoningBank.add", f"d={d}", rounds.median("add"), short=False)
+    yield within("ReasoningBank.verdicts", f"{case}, {arms} arms", rounds.median("statistics"), short=False)
+
+
 def trajectories(effort: Effort) -> Iterator[Row]:
     d = 256
     names = {"x": normal(d), "v": 10 * normal(d, seed=1), "e": SonaEngine(SonaConfig(hidden_dim=d, precondition="identity"))}
@@ -315,6 +372,7 @@ BENCHES: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     elementwise,
     ring,
     scan,
+    patterns,
     trajectories,
     footprint,
 )
