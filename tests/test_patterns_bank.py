@@ -1,8 +1,10 @@
 """A bank keeps what it was given within its bounds, and its patterns keep their ids."""
 
 import itertools
+import re
 import threading
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,7 +225,7 @@ def test_the_newest_are_kept(capacity: int, values: list[int], forgotten: int) -
             model.append(value)
         if turn == 0:
             left = [v for v in model if v % 4 != forgotten]
-            assert bank.forget(str(forgotten)) == len(model) - len(left)
+            assert bank.forget_source(str(forgotten)) == len(model) - len(left)
             model = deque(left, capacity)
     assert len(bank) == len(model)
     np.testing.assert_allclose(bank._window.copy()[1]["quality"], np.array(model) / 100)
@@ -489,6 +491,18 @@ def test_a_damaged_state_is_refused(rng: np.random.Generator, change: dict[str, 
     state = {name: array for name, array in (bank.state() | change).items() if array is not None}
     with pytest.raises(SonaCorruptError, match=message):
         ReasoningBank.from_state(bank.config, state)
+
+
+# ---- the document ----
+
+
+def test_the_example_of_the_document_finds_the_arm_of_each_topic(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[1] / "docs/patterns.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "docs/patterns.md", "exec"), {})
+    *found, last = capsys.readouterr().out.splitlines()
+    assert len({re.search(r"arm (\d)", line)[1] for line in found}) == len(found) == 2  # type: ignore[index]
+    assert re.fullmatch(r"\d+ requests like this one, mean quality 0\.\d\d", last)
 
 
 # ---- threads, imports ----

@@ -102,7 +102,7 @@ class ReasoningBank:
         weight : float
             Trust in it, at least 0: of a capped source, or one over the propensity.
         source : str, optional
-            Who reported it; kept as a hash, for `forget`.
+            Who reported it; kept as a hash, for `forget_source`.
         pattern_type : PatternType
 
         Raises
@@ -146,7 +146,7 @@ class ReasoningBank:
         self.add(trajectory.query_embedding, trajectory.final_quality, arm, reward, weight, source)
         return True
 
-    def forget(self, source: str) -> int:
+    def forget_source(self, source: str) -> int:
         """Drop the trajectories of a source; patterns lose what it said at the next cycle. Returns how many there were."""
         number = _hashed(source)
         with self._lock:

@@ -25,6 +25,10 @@ class Transitions:
         Pairs kept; half of them, the ones of least count, are forgotten when there are more.
     kappa : float
         Weight of the overall frequencies in a prediction, in observations.
+
+    Thread-safety
+    -------------
+    One thread at a time.
     """
 
     def __init__(self, *, decay: float = 0.999, max_transitions: int = 100_000, kappa: float = 5.0) -> None:
