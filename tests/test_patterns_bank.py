@@ -165,6 +165,18 @@ def test_weight_multiplies_quality() -> None:
     assert pattern.total_weight == 4
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1e9])
+def test_the_scale_of_weights_does_not_matter(rng: np.random.Generator, scale: float) -> None:
+    centre = centres(2)
+    bank = ReasoningBank(PatternConfig(embedding_dim=D, k_clusters=2))
+    for i, x in enumerate(cloud(centre, 20, 0.2, rng)):
+        bank.add(x, 0.5, arm=i % 4 // 2, reward=float(i % 4 // 2), weight=scale)
+    patterns = bank.extract_patterns()
+    assert sorted(cosines(patterns, centre).argmax(axis=1).tolist()) == [0, 1]
+    assert cosines(patterns, centre).max(axis=1).min() > 0.99
+    assert scale < 1e-100 or [v.improvement for v in bank.verdicts()] == [1.0, -1.0] * 2  # its square is beyond a float
+
+
 def test_without_any_quality_all_count_alike(rng: np.random.Generator) -> None:
     centre = centres(3)
     patterns = bank_of(cloud(centre, 20, 0.2, rng), 0.0, k_clusters=3).extract_patterns()
@@ -382,7 +394,7 @@ def test_the_hierarchy_is_that_of_ward(rng: np.random.Generator) -> None:
         ({"arm": 1.0}, SonaTypeError, "arm: expected an int or None, got float"),
         ({"reward": np.inf}, SonaValueError, "reward: expected a finite number"),
         ({"reward": -0.1}, SonaValueError, r"reward: expected a number in \[0, 1\], got -0.1"),
-        ({"weight": -1}, SonaValueError, "weight: expected at least 0, got -1"),
+        ({"weight": -1}, SonaValueError, r"weight: expected a number in \[0, 1e\+09\], got -1"),
         ({"source": 3}, SonaTypeError, "source: expected a str, got int"),
         ({"pattern_type": 9}, ValueError, "9 is not a valid PatternType"),
     ],

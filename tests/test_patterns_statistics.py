@@ -134,3 +134,16 @@ def test_the_statistics_of_a_bank_are_of_all_it_keeps(rng: np.random.Generator) 
     assert found.ids.tolist() == [p.id for p in bank.patterns]
     assert found.count.sum() == found.arm_count.sum() == 100
     assert (found.arm_weight * found.arm_mean).sum() == pytest.approx(50)
+
+
+def test_banks_of_several_processes_add_up_under_the_same_patterns(rng: np.random.Generator) -> None:
+    config = PatternConfig(embedding_dim=D, k_clusters=5)
+    whole, *parts = (ReasoningBank(config) for _ in range(4))
+    for i, row in enumerate(rng.normal(size=(150, D))):
+        for bank in (whole, parts[i % 3]):
+            bank.add(row, i / 150, arm=i % 4, reward=float(i % 5 == 0), weight=1 + i % 2)
+    patterns = whole.extract_patterns()
+    assert_equal(reduce(add, (bank.statistics(patterns) for bank in parts)), whole.statistics())
+    assert len(parts[0].statistics().ids) == len(whole.statistics([]).ids) == 0
+    with pytest.raises(SonaValueError, match=r"centroid: expected shape \(4,\), got \(5,\)"):
+        ReasoningBank(PatternConfig(embedding_dim=4)).statistics(patterns)

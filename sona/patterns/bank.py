@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from sona.patterns.window import OUTCOME, Outcomes, TrajectoryWindow
 from sona.types import QueryTrajectory, finite
 
 _MAX_ARMS = 1 << 20
+_MAX_WEIGHT = 1e9  # sums of them, and of their squares, stay far within a float
 # Of each pattern, beside its centroid; the fields of LearnedPattern.
 _ABOUT = np.dtype(
     [
@@ -100,7 +101,7 @@ class ReasoningBank:
         reward : float, optional
             What that earned, in [0, 1]; verdicts and the retrieval prior use it where there is also an arm.
         weight : float
-            Trust in it, at least 0: of a capped source, or one over the propensity.
+            Trust in it, in [0, 1e9]: less than 1 for a capped source, or one over the propensity.
         source : str, optional
             Who reported it; kept as a hash, for `forget_source`.
         pattern_type : PatternType
@@ -117,8 +118,8 @@ class ReasoningBank:
             if not 0 <= arm < _MAX_ARMS:
                 raise SonaValueError(f"arm: expected an int in [0, {_MAX_ARMS}), got {arm}")
         weight = finite(weight, "weight")
-        if weight < 0:
-            raise SonaValueError(f"weight: expected at least 0, got {weight:g}")
+        if not 0 <= weight <= _MAX_WEIGHT:
+            raise SonaValueError(f"weight: expected a number in [0, {_MAX_WEIGHT:g}], got {weight:g}")
         outcome = (
             unit_interval(quality, "quality"),
             weight,
@@ -326,11 +327,24 @@ class ReasoningBank:
 
     # ---- arms ----
 
-    def statistics(self) -> PatternStatistics:
-        """Sums of the trajectories kept, each under the pattern nearest to it; no rows while there are no patterns."""
+    def statistics(self, patterns: Sequence[LearnedPattern] | None = None) -> PatternStatistics:
+        """
+        Sums of the trajectories kept, each under the pattern nearest to it; no rows where there are no patterns.
+
+        Those of several banks under the same `patterns`, the bank's own by default, add up.
+
+        Raises
+        ------
+        SonaValueError
+            Centroids of another length than embedding_dim.
+        """
         with self._lock:
             x, outcome = self._window.copy()
             ids, centroids = self._about["id"].copy(), self._centroids
+        if patterns is not None:
+            ids = np.array([pattern.id for pattern in patterns], np.int64)
+            rows = [coerce(pattern.centroid, (self.config.embedding_dim,), "centroid") for pattern in patterns]
+            centroids = np.stack(rows) if rows else centroids[:0]
         if not len(ids):
             x, outcome = x[:0], outcome[:0]
         with one_thread():
@@ -417,7 +431,8 @@ def _within(outcome: Outcomes) -> bool:
     units = all(((outcome[name] >= 0) & (outcome[name] <= 1)).all() for name in ("quality", "reward"))
     kinds = (outcome["pattern_type"] >= 0) & (outcome["pattern_type"] < len(PatternType))
     arms = (outcome["arm"] >= -1) & (outcome["arm"] < _MAX_ARMS)
-    return bool(units and (outcome["weight"] >= 0).all() and kinds.all() and arms.all())
+    weights = (outcome["weight"] >= 0) & (outcome["weight"] <= _MAX_WEIGHT)
+    return bool(units and weights.all() and kinds.all() and arms.all())
 
 
 def _table(

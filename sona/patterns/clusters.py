@@ -69,8 +69,7 @@ def fit(x: Floats, weight: Doubles, k: int, *, old: Floats, max_iterations: int,
     """
     from sklearn.cluster import kmeans_plusplus
 
-    if not weight.any():
-        weight = np.ones(len(x))
+    weight = weight / weight.max() if weight.any() else np.ones(len(x))  # scikit-learn sums them in float32
     random = np.random.RandomState(np.random.SeedSequence(seed).generate_state(4))
     # In double precision the seeding, most of the time, takes half as long: scikit-learn converts float32 anew for each centroid.
     seeds, _ = kmeans_plusplus(x.astype(np.float64), k, sample_weight=weight, random_state=random)

@@ -88,7 +88,7 @@ class PatternStatistics:
             weight=_totals(labels, weight, p),
             quality=_totals(labels, outcome["quality"], p),
             vectors=_sums(x, count),
-            weighted_vectors=_sums(x * weight[:, None].astype(np.float32), count),
+            weighted_vectors=_sums(x * weight[:, None], count),
             types=types.reshape(kinds),
             arm_count=np.bincount(cell, minlength=size).reshape(cells),
             arm_weight=arm_weight.reshape(cells),
@@ -145,7 +145,7 @@ def _totals(cell: Ints, values: Doubles, size: int) -> Doubles:
     return np.bincount(cell, weights=values, minlength=size).astype(np.float64, copy=False)
 
 
-def _sums(rows: Floats, count: Ints) -> Doubles:
+def _sums(rows: Floats | Doubles, count: Ints) -> Doubles:
     """(p, d): the sum of the first count[0] rows, of the next count[1], and so on."""
     result = np.zeros((len(count), rows.shape[1]))
     some = np.flatnonzero(count)

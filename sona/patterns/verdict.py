@@ -94,8 +94,8 @@ def _of_pattern(statistics: PatternStatistics, row: int, level: float) -> list[V
     rest = -weight * off / others  # mean of the others, from the centre
     rest_squares = np.maximum(total - squares - weight * off**2 - others * rest**2, 0)
 
-    n, m = weight**2 / weight2, others**2 / others2  # effective numbers
     with np.errstate(divide="ignore", invalid="ignore"):
+        n, m = weight**2 / weight2, others**2 / others2  # effective numbers
         own, other = squares / (weight - weight2 / weight) / n, rest_squares / (others - others2 / others) / m  # variances of the means
         difference = off - rest
         statistic = difference / np.sqrt(own + other)
