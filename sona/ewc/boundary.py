@@ -1,0 +1,284 @@
+"""Has the world changed? Two detectors on the surprise r - expected, which is zero on average while the policy is calibrated."""
+
+import math
+import operator
+from typing import Any, Protocol, Self
+
+from sona.errors import SonaValueError
+from sona.types import finite
+
+MAX_BUCKETS = 5  # Adwin: of one size; a sixth merges the two oldest (Bifet & Gavalda: M)
+CLOCK = 32  # Adwin: updates between looks at the window, as in the authors' code
+MAX_ROWS = 48  # Adwin: of a state that is read; 2^48 values are more than any stream has
+MIN_SIDE = 5  # Adwin: fewest values on either side of a cut; a mean of fewer is no estimate
+WARM_UP = 30  # Page-Hinkley: values before the mean is worth a comparison
+
+
+class Detector(Protocol):
+    """What `EwcPlusPlus.detect_task_boundary` asks of a detector."""
+
+    def update(self, value: float) -> bool: ...
+    def reset(self) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+
+
+def _surprise(value: float) -> float:
+    value = finite(value, "surprise")
+    if not -1 <= value <= 1:
+        raise SonaValueError(f"surprise: expected reward - expected in [-1, 1], got {value:g}")
+    return value
+
+
+def _number(state: dict[str, Any], name: str, low: float = -math.inf) -> float:
+    """A finite number of a state, at least `low`."""
+    value = state.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < low:
+        raise SonaValueError(
+            f"state: expected a finite number{f' of at least {low:g}' if low > -math.inf else ''} as {name}, got {value!r}"
+        )
+    return value
+
+
+class Adwin:
+    """
+    Adaptive window: keeps the values since the last change, and drops the older ones where two parts differ in mean.
+
+    The window is an exponential histogram, so that n values take O(log n) numbers (Bifet & Gavalda, "Learning from time-changing data with
+    adaptive windowing", SDM 2007, algorithm ADWIN2). A cut into n0 older and n1 newer values is a change where their means differ by more
+    than sqrt(2 v L / m) + 2 L / (3 m), v the variance of the window, 1/m = 1/n0 + 1/n1, L = ln(2 ln(n) / delta). The second term is that
+    of values whose range is 1, which the surprise of a reward in [0, 1] has at any one expectation.
+
+    Parameters
+    ----------
+    delta : float
+        Bound on the chance of a false alarm, in (0, 1).
+
+    Attributes
+    ----------
+    width : int
+        Values in the window.
+
+    Thread-safety
+    -------------
+    One thread at a time.
+    """
+
+    def __init__(self, delta: float = 1e-3) -> None:
+        if not 0 < finite(delta, "delta") < 1:
+            raise SonaValueError(f"delta: expected a number in (0, 1), got {delta}")
+        self.delta = float(delta)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self.width = 0
+        self._total = 0.0
+        self._squares = 0.0  # sum of squared deviations from the mean
+        self._updates = 0
+        # Row i: buckets of 2^i values, oldest first, each (sum, sum of squared deviations from its own mean)
+        self._rows: list[list[tuple[float, float]]] = [[]]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the window; 0 where it is empty."""
+        return self._total / self.width if self.width else 0.0
+
+    @property
+    def variance(self) -> float:
+        """Variance of the window; 0 where it is empty."""
+        return max(self._squares, 0.0) / self.width if self.width else 0.0
+
+    def update(self, value: float) -> bool:
+        """
+        Take a value in [-1, 1] into account; True where the window was cut because it held a change.
+
+        Raises
+        ------
+        SonaValueError, SonaTypeError
+            Anything else than a number in [-1, 1]. The state is as it was.
+        """
+        value = _surprise(value)
+        self._squares += self.width / (self.width + 1) * (value - self.mean) ** 2
+        self._total += value
+        self.width += 1
+        self._rows[0].append((value, 0.0))
+        self._compress()
+        self._updates += 1
+        if self._updates % CLOCK:
+            return False
+        changed = False
+        while self._is_cut():
+            self._drop_oldest()
+            changed = True
+        return changed
+
+    def _compress(self) -> None:
+        for i, row in enumerate(self._rows):
+            if len(row) <= MAX_BUCKETS:
+                return
+            (sum0, squares0), (sum1, squares1) = row[:2]
+            del row[:2]
+            if i + 1 == len(self._rows):
+                self._rows.append([])
+            # Two means sum / 2^i that far apart: n0 n1 / (n0 + n1) times the squared difference
+            self._rows[i + 1].append((sum0 + sum1, squares0 + squares1 + (sum0 - sum1) ** 2 / (2 << i)))
+
+    def _is_cut(self) -> bool:
+        n, n0, sum0 = self.width, 0, 0.0
+        if n < 2 * MIN_SIDE:
+            return False
+        scale, variance = math.log(2 * math.log(n) / self.delta), self.variance
+        for i in reversed(range(len(self._rows))):
+            for total, _ in self._rows[i]:
+                n0 += 1 << i
+                sum0 += total
+                n1 = n - n0
+                if n1 < MIN_SIDE:
+                    return False
+                share = scale * (1 / n0 + 1 / n1)
+                if n0 >= MIN_SIDE and abs(sum0 / n0 - (self._total - sum0) / n1) > math.sqrt(2 * variance * share) + 2 / 3 * share:
+                    return True
+        return False
+
+    def _drop_oldest(self) -> None:
+        i = len(self._rows) - 1
+        total, squares = self._rows[i].pop(0)
+        if not self._rows[i] and i:
+            del self._rows[i]
+        n0, n1 = 1 << i, self.width - (1 << i)
+        self.width, self._total = n1, self._total - total
+        self._squares -= squares + n0 * n1 / (n0 + n1) * (total / n0 - self.mean) ** 2
+
+    def state(self) -> dict[str, Any]:
+        """Numbers and lists of numbers, as JSON holds them; `from_state` goes on from here."""
+        buckets = [(i, *bucket) for i in reversed(range(len(self._rows))) for bucket in self._rows[i]]  # oldest first
+        return {
+            "delta": self.delta,
+            "updates": self._updates,
+            "total": self._total,
+            "deviations": self._squares,
+            "rows": [i for i, _, _ in buckets],
+            "sums": [total for _, total, _ in buckets],
+            "squares": [squares for _, _, squares in buckets],
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """
+        A detector that goes on where `state` was taken.
+
+        Raises
+        ------
+        SonaValueError
+            What is missing, not finite, or no histogram.
+        """
+        detector = cls(_number(state, "delta"))
+        detector._updates = int(_number(state, "updates", 0))
+        detector._total, detector._squares = _number(state, "total"), _number(state, "deviations")
+        try:
+            buckets = list(zip(state["rows"], state["sums"], state["squares"], strict=True))
+            levels = [operator.index(i) for i, _, _ in buckets]
+            sums = [float(total) for _, total, _ in buckets]
+            squares = [float(own) for _, _, own in buckets]
+        except (KeyError, TypeError, ValueError):
+            raise SonaValueError("state: expected rows, sums and squares as lists of numbers of equal length") from None
+        full = levels == sorted(levels, reverse=True) and all(0 <= i < MAX_ROWS for i in levels)
+        if not full or any(levels.count(i) > MAX_BUCKETS for i in levels):
+            raise SonaValueError(f"state: expected up to {MAX_BUCKETS} buckets a row, the largest rows first, got {levels}")
+        if not all(abs(t) <= 1 << i and 0 <= s <= 1 << i for i, t, s in zip(levels, sums, squares, strict=True)):
+            raise SonaValueError("state: expected sums and squares of values in [-1, 1]")
+        detector._rows = [[] for _ in range(1 + max(levels, default=0))]
+        for i, total, own in zip(levels, sums, squares, strict=True):
+            detector._rows[i].append((total, own))
+            detector.width += 1 << i
+        if not math.isclose(detector._total, sum(sums), rel_tol=1e-6, abs_tol=1e-6 * (1 + detector.width)):
+            raise SonaValueError(f"state: expected the total of the sums, {sum(sums):g}, got {detector._total:g}")
+        return detector
+
+
+class PageHinkley:
+    """
+    Page's test for a fall of the mean, with the mean so far as the reference (Page, Biometrika 1954; Hinkley, Biometrika 1971).
+
+    With m the running mean of the values x, the sum S of x - m + delta rises while the mean stays and falls when it does; an alarm is
+    where S is more than `threshold` below its maximum, and everything starts anew. Rises of the mean are not looked for: a reward that
+    comes more often than expected costs nothing.
+
+    Parameters
+    ----------
+    delta : float
+        Fall of the mean that does not matter, at least 0. What random walks of the surprise stay under for how long depends on it:
+        their typical excursion is variance / (2 delta).
+    threshold : float
+        Accumulated fall that is an alarm, positive. A fall of the mean by f is found after about threshold / (f - delta) values.
+
+    Attributes
+    ----------
+    count : int
+        Values since the start or the last alarm.
+
+    Thread-safety
+    -------------
+    One thread at a time.
+    """
+
+    def __init__(self, delta: float = 0.02, threshold: float = 20.0) -> None:
+        if finite(delta, "delta") < 0:
+            raise SonaValueError(f"delta: expected a number of at least 0, got {delta}")
+        if finite(threshold, "threshold") <= 0:
+            raise SonaValueError(f"threshold: expected a positive number, got {threshold}")
+        self.delta, self.threshold = float(delta), float(threshold)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self.count = 0
+        self.mean = 0.0
+        self._sum = 0.0
+        self._largest = 0.0
+
+    def update(self, value: float) -> bool:
+        """
+        Take a value in [-1, 1] into account; True where the mean has fallen.
+
+        Raises
+        ------
+        SonaValueError, SonaTypeError
+            Anything else than a number in [-1, 1]. The state is as it was.
+        """
+        value = _surprise(value)
+        self.count += 1
+        self.mean += (value - self.mean) / self.count
+        self._sum += value - self.mean + self.delta
+        self._largest = max(self._largest, self._sum)
+        if self.count < WARM_UP or self._largest - self._sum <= self.threshold:
+            return False
+        self.reset()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Numbers, as JSON holds them; `from_state` goes on from here."""
+        return {
+            "delta": self.delta,
+            "threshold": self.threshold,
+            "count": self.count,
+            "mean": self.mean,
+            "sum": self._sum,
+            "largest": self._largest,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """
+        A detector that goes on where `state` was taken.
+
+        Raises
+        ------
+        SonaValueError
+            What is missing or not finite.
+        """
+        detector = cls(_number(state, "delta"), _number(state, "threshold"))
+        detector.count = int(_number(state, "count", 0))
+        detector.mean, detector._sum = _number(state, "mean"), _number(state, "sum")
+        detector._largest = _number(state, "largest", max(0.0, detector._sum))
+        return detector
