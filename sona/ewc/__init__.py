@@ -1,5 +1,7 @@
-"""What keeps old tasks: detectors of a change."""
+"""What keeps old tasks: elastic weight consolidation, and detectors of a change."""
 
 from sona.ewc.boundary import Adwin, PageHinkley
+from sona.ewc.ewcpp import EwcPlusPlus, TaskFisher
+from sona.ewc.rule import EwcConfig
 
-__all__ = ["Adwin", "PageHinkley"]
+__all__ = ["Adwin", "EwcConfig", "EwcPlusPlus", "PageHinkley", "TaskFisher"]
