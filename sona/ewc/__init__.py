@@ -2,6 +2,7 @@
 
 from sona.ewc.boundary import Adwin, PageHinkley
 from sona.ewc.ewcpp import EwcPlusPlus, TaskFisher
+from sona.ewc.lowrank import LowRankEwc, Pull, TaskFactors
 from sona.ewc.rule import EwcConfig
 
-__all__ = ["Adwin", "EwcConfig", "EwcPlusPlus", "PageHinkley", "TaskFisher"]
+__all__ = ["Adwin", "EwcConfig", "EwcPlusPlus", "LowRankEwc", "PageHinkley", "Pull", "TaskFactors", "TaskFisher"]

@@ -216,7 +216,12 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
     def regularization_loss(self, weights: npt.ArrayLike) -> float:
         """lambda / 2 sum over tasks of importance F (w - w*)^2, of the remembered tasks; merged ones lack the constant between them."""
         at = coerce(weights, (self.param_count,), "weights").astype(np.float64)
-        total = sum(task.importance * float(task.fisher @ (at - task.optimal_weights) ** 2) for task in self._tasks)
+        total = 0.0
+        for task in self._tasks:
+            away = at - task.optimal_weights
+            away *= away
+            away *= task.fisher
+            total += task.importance * float(away.sum())
         return 0.5 * self._lambda * total
 
     def regularization_gradient(self, weights: npt.ArrayLike) -> Floats:
