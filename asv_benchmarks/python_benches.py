@@ -30,6 +30,7 @@ from sona._kernels import Kernels
 from sona.demo.linucb import LinUCB
 from sona.patterns import PatternConfig, ReasoningBank
 from sona.patterns.clusters import one_thread
+from sona.ewc import EwcPlusPlus, LowRankEwc
 
 F32 = NDArray[np.float32]
 
@@ -233,6 +234,46 @@ def elementwise(effort: Effort) -> Iterator[Row]:
             yield faster(what, f"n={n}", rounds.median("sona"), "numpy, out=", rounds.ratio("numpy", "sona"), goal, short=n == 10_000)
 
 
+def consolidation(effort: Effort) -> Iterator[Row]:
+    n, tasks = 100_000, 10
+    ewc, (g, w) = EwcPlusPlus(n), (np.sqrt(n, dtype=np.float32) * normal(n, seed=seed) for seed in range(2))
+    for task in range(tasks):
+        ewc.update_fisher(normal(n, seed=task))
+        ewc.start_new_task(normal(n, seed=tasks + task))
+    case = f"n={n}, {tasks} tasks"
+    names = {"ewc": ewc, "g": g, "w": w}
+    constraint = "ewc.apply_constraints(g, w, 1e-3)"
+    for what, code, bound in (
+        ("EWC constraint", constraint, 500e-6),
+        ("EWC proximal step", "ewc.proximal_step(w, 1e-3)", None),
+        ("Fisher update of EWC", "ewc.update_fisher(g)", 1e-3),
+    ):
+        yield within(what, case, interleave({"sona": Code(code, names)}, rounds=effort.rounds).median("sona"), bound)
+    ewc.consolidate_all_tasks()
+    (merged,) = ewc.tasks
+    peer = {"F": merged.fisher, "a": merged.optimal_weights, "s": np.float32(tasks * ewc.lambda_), "r": np.float32(1e-3), "g": g, "w": w}
+    codes = {"sona": Code(constraint, names), "numpy": Code("(g - s * F * (w - a)) / (1 + r * s * F)", peer)}
+    rounds = interleave(codes, rounds=effort.rounds)
+    yield faster("EWC constraint", f"n={n}, merged", rounds.median("sona"), "numpy, unchecked", rounds.ratio("numpy", "sona"), short=False)
+
+    d, rank = 384, 16
+    low = LowRankEwc(d, d)
+    for task in range(tasks):
+        low.update_fisher(normal(d, seed=task), normal(d, seed=tasks + task))
+        low.start_new_task(normal(rank, d, seed=task), normal(rank, d, seed=tasks + task))
+    down, up = normal(rank, d, seed=98), normal(rank, d, seed=99)
+    dense = [(each.inputs[:, None] * each.outputs, each.down.T @ each.up) for each in low.tasks]
+    codes = {
+        "sona": Code("low.regularization_loss(down, up)", {"low": low, "down": down, "up": up}),
+        "numpy": Code("W = down.T @ up; sum(float((F * (W - A) ** 2).sum()) for F, A in dense)", {"dense": dense, "down": down, "up": up}),
+    }
+    rounds, case = interleave(codes, rounds=effort.rounds), f"d={d} rank {rank}, {tasks} tasks"
+    yield faster("EWC penalty of a product", case, rounds.median("sona"), "numpy, dense", rounds.ratio("numpy", "sona"), short=False)
+    names = {"step": low.proximal_step, "down": down, "up": up}
+    own = interleave({"sona": Code("step(down, up, rank=16, rate=1e-3)", names)}, rounds=effort.rounds).median("sona")
+    yield within("EWC proximal step of a product", case, own, short=False)
+
+
 def ring(effort: Effort) -> Iterator[Row]:
     record, out = np.zeros(256, np.float32), np.zeros(256, np.float32)
     ours = Ring(1 << 18)
@@ -370,6 +411,7 @@ BENCHES: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     instant_step,
     routers,
     elementwise,
+    consolidation,
     ring,
     scan,
     patterns,

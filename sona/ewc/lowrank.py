@@ -238,8 +238,10 @@ class LowRankEwc(TaskRing[TaskFactors]):
             pull, weight = np.zeros_like(at), np.ones_like(at)
             for task in self._tasks:
                 fisher, anchor = task.rows(part)
-                pull += strength * fisher * (anchor - at)
-                weight += strength * fisher
+                fisher *= strength
+                weight += fisher
+                fisher *= anchor - at
+                pull += fisher
             return at + pull / weight
 
         return _truncated(rows, self.dim_in, self.dim_out, rank)
