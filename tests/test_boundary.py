@@ -86,14 +86,29 @@ def test_page_hinkley_waits_until_its_mean_is_one() -> None:
 # ---- the window of Adwin against the list of its values ----
 
 
-@given(st.lists(st.floats(-1, 1, width=16), max_size=300))
-def test_adwin_keeps_mean_and_variance_of_its_window(values: list[float]) -> None:
-    detector = Adwin(delta=1e-12)
+@given(st.lists(st.floats(-1, 1, width=16), max_size=300), st.integers(0, 300))
+def test_adwin_keeps_mean_and_variance_of_its_window(values: list[float], calm: int) -> None:
+    values = [*values, *[-1.0] * calm]
+    detector = Adwin(delta=0.5)
     alarms(detector, values)
     window = np.array(values[len(values) - detector.width :])
     if len(window):
         assert detector.mean == pytest.approx(window.mean(), abs=1e-12)
         assert detector.variance == pytest.approx(window.var(), abs=1e-12)
+
+
+def test_adwin_keeps_mean_and_variance_when_it_drops_values() -> None:
+    values = surprises(0, 1000, 0.9, 0.9) + surprises(1, 300, 0.3, 0.9)
+    detector = Adwin()
+    assert alarms(detector, values)
+    window = np.array(values[-detector.width :])
+    assert detector.mean == pytest.approx(window.mean(), abs=1e-12)
+    assert detector.variance == pytest.approx(window.var(), abs=1e-12)
+
+
+def test_adwin_does_not_cut_a_handful_of_values() -> None:
+    assert not alarms(Adwin(delta=0.9), [-1.0] * 8 + [1.0] * 16)
+    assert alarms(Adwin(delta=0.9), [-1.0] * 8 + [1.0] * 24)
 
 
 def test_adwin_takes_logarithmically_many_numbers() -> None:
@@ -142,7 +157,7 @@ def test_page_hinkley_alarms_where_river_does() -> None:
 
 
 def test_adwin_alarms_where_river_does() -> None:
-    """River leaves MIN_SIDE values out of the harmonic mean, which cuts a little later."""
+    """River leaves five values out of either side of the harmonic mean, which cuts a little later."""
     drift = pytest.importorskip("river.drift", reason="river is not installed: pip install river")
     for seed in range(10):
         values = surprises(seed, 2000, 0.9, 0.9) + surprises(seed + 100, 1000, 0.3, 0.9)

@@ -218,6 +218,16 @@ def test_any_lambda_pulls_towards_the_anchor_and_never_past_it(strength: float, 
     assert np.abs(w - task.optimal_weights)[important].max() < (0.1 if strength == 1 else 1e-6)
 
 
+def test_the_largest_lambda_and_rate_do_not_overflow() -> None:
+    ewc, _ = filled(3, 10, 1, 1e30, max_lambda=3e38)
+    for _ in range(40):
+        ewc.adapt_lambda(1.0)
+    assert ewc.lambda_ == 3e38
+    task = ewc.tasks[0]
+    got = ewc.proximal_step(np.ones(10), 1e6)
+    assert got[task.fisher > 0] == pytest.approx(task.optimal_weights[task.fisher > 0], abs=1e-6)
+
+
 def test_a_plain_gradient_step_diverges_where_the_proximal_one_does_not() -> None:
     ewc, _ = filled(3, 10, 1, 1e6)
     w = np.ones(10)
@@ -349,6 +359,7 @@ def test_lambda_rises_with_forgetting_and_falls_without() -> None:
     ewc = EwcPlusPlus(1)
     assert ewc.lambda_ == 2000
     assert ewc.adapt_lambda(0.02) == 2000
+    assert EwcPlusPlus(1).adapt_lambda(0.01) == pytest.approx(1900)
     assert ewc.adapt_lambda(0.03) == pytest.approx(3000)
     assert ewc.adapt_lambda(0.5) == pytest.approx(6000)
     assert ewc.adapt_lambda(0.0) == pytest.approx(5400)

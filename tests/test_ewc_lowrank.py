@@ -217,6 +217,22 @@ def test_the_proximal_step_is_the_closed_form(
     assert got.discarded < 1e-9
 
 
+def test_the_arguments_are_left_as_they_are(rng: np.random.Generator) -> None:
+    ewc, _ = filled(0, 5, 4, 2, 1)
+    down, up = pairs(rng, 2, 5, 4)
+    copies = down.copy(), up.copy()
+    ewc.regularization_gradient(down, up)
+    ewc.proximal_step(down, up, rank=2)
+    ewc.update_fisher(down, up)
+    task = ewc.start_new_task(down, up)
+    down += 1
+    up += 1
+    assert np.array_equal(task.down, copies[0])
+    assert np.array_equal(task.up, copies[1])
+    with pytest.raises(ValueError, match="read-only"):
+        task.down[0] = 1
+
+
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_a_lower_rank_is_the_best_of_that_rank(rank: int) -> None:
     """Error against that of the truncated SVD of the dense result, over more rows than one block holds."""

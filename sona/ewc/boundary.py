@@ -8,9 +8,8 @@ from sona.errors import SonaValueError
 from sona.types import finite
 
 MAX_BUCKETS = 5  # Adwin: of one size; a sixth merges the two oldest (Bifet & Gavalda: M)
-CLOCK = 32  # Adwin: updates between looks at the window, as in the authors' code
+CLOCK = 32  # Adwin: updates between looks at the window, as in the authors' code, and the fewest values that are cut
 MAX_ROWS = 48  # Adwin: of a state that is read; 2^48 values are more than any stream has
-MIN_SIDE = 5  # Adwin: fewest values on either side of a cut; a mean of fewer is no estimate
 WARM_UP = 30  # Page-Hinkley: values before the mean is worth a comparison
 
 
@@ -125,18 +124,17 @@ class Adwin:
 
     def _is_cut(self) -> bool:
         n, n0, sum0 = self.width, 0, 0.0
-        if n < 2 * MIN_SIDE:
+        if n < CLOCK:
             return False
         scale, variance = math.log(2 * math.log(n) / self.delta), self.variance
         for i in reversed(range(len(self._rows))):
             for total, _ in self._rows[i]:
                 n0 += 1 << i
                 sum0 += total
-                n1 = n - n0
-                if n1 < MIN_SIDE:
+                if n0 == n:
                     return False
-                share = scale * (1 / n0 + 1 / n1)
-                if n0 >= MIN_SIDE and abs(sum0 / n0 - (self._total - sum0) / n1) > math.sqrt(2 * variance * share) + 2 / 3 * share:
+                share = scale * (1 / n0 + 1 / (n - n0))
+                if abs(sum0 / n0 - (self._total - sum0) / (n - n0)) > math.sqrt(2 * variance * share) + 2 / 3 * share:
                     return True
         return False
 

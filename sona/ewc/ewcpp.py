@@ -240,13 +240,12 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
     def _merge(self, tasks: Sequence[TaskFisher]) -> TaskFisher:
         """The task whose penalty has the same gradient everywhere."""
         importance = sum(task.importance for task in tasks)
-        fisher, pulled, mean = np.zeros((3, self.param_count))
+        fisher, pulled = np.zeros((2, self.param_count))
         for task in tasks:
             share = task.importance / importance
             fisher += share * task.fisher
             pulled += share * task.fisher.astype(np.float64) * task.optimal_weights
-            mean += share * task.optimal_weights
-        anchor = np.divide(pulled, fisher, out=mean, where=fisher > 0)  # where nothing matters, any anchor does
+        anchor = np.divide(pulled, fisher, out=pulled, where=fisher > 0)  # 0 where nothing matters
         return TaskFisher(tasks[-1].task_id, fisher.astype(np.float32), anchor.astype(np.float32), importance)
 
     def state(self) -> Arrays:
