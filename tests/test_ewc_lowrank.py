@@ -320,6 +320,18 @@ def test_any_number_of_tasks_is_bounded_and_none_is_dropped(tasks: int) -> None:
     assert sum(fisher(task).sum() for task in ewc.tasks) == pytest.approx(sum(f.sum() for f, _ in dense.tasks), rel=1e-4)
 
 
+@pytest.mark.slow
+def test_five_tasks_of_digits_are_kept_better_under_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More accuracy on all tasks at the end, nearly as much on each at its own end."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "asv_benchmarks")
+    from five_tasks import STRENGTH, five_tasks
+
+    free, pulled = ([five_tasks("shift", seed, strength) for seed in (10, 11)] for strength in (0.0, STRENGTH))
+    gains = [b.average - a.average for a, b in zip(free, pulled, strict=True)]
+    assert min(gains) > 0.04
+    assert min(b.own - a.own for a, b in zip(free, pulled, strict=True)) > -0.03
+
+
 # ---- state ----
 
 
@@ -334,7 +346,8 @@ def busy() -> LowRankEwc:
 def test_it_goes_on_after_a_restart_bit_for_bit(tmp_path: Path) -> None:
     ewc = busy()
     save_file(ewc.state(), tmp_path / "ewc.safetensors")
-    other = LowRankEwc.from_state(load_file(tmp_path / "ewc.safetensors"), ewc.config)
+    other = LowRankEwc(6, 4, ewc.config)
+    other.restore(load_file(tmp_path / "ewc.safetensors"))
     assert same(other.state(), ewc.state())
     for each in (ewc, other):
         each.update_fisher(np.arange(6), np.arange(4))
@@ -347,7 +360,9 @@ def test_a_new_one_and_an_empty_anchor_have_a_state_too(tmp_path: Path) -> None:
     ewc = LowRankEwc(3, 2)
     for _ in range(2):
         save_file(ewc.state(), tmp_path / "ewc.safetensors")
-        assert same(LowRankEwc.from_state(load_file(tmp_path / "ewc.safetensors")).state(), ewc.state())
+        other = LowRankEwc(3, 2)
+        other.restore(load_file(tmp_path / "ewc.safetensors"))
+        assert same(other.state(), ewc.state())
         ewc.update_fisher(np.ones(3), np.ones(2))
         ewc.start_new_task(np.zeros((0, 3)), np.zeros((0, 2)))
 
@@ -358,8 +373,7 @@ def test_a_new_one_and_an_empty_anchor_have_a_state_too(tmp_path: Path) -> None:
         ("inputs", np.full(6, np.nan, np.float32)),
         ("outputs", np.full(4, -1, np.float32)),
         ("outputs", np.zeros(5, np.float32)),
-        ("lambda", np.array([1e9])),
-        ("tasks.id", np.arange(11)),
+        ("tasks.id", np.arange(9)),
         ("tasks.importance", np.zeros(10)),
         ("tasks.3.inputs", np.full(6, 1.5, np.float32)),
         ("tasks.3.down", np.zeros((2, 5), np.float32)),
@@ -370,12 +384,20 @@ def test_a_new_one_and_an_empty_anchor_have_a_state_too(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_state_is_refused(name: str, value: Any) -> None:
-    ewc = busy()
+    ewc, other = busy(), LowRankEwc(6, 4)
     state = ewc.state() | {name: value}
     if value is None:
         del state[name]
     with pytest.raises(SonaValueError, match="expected"):
-        LowRankEwc.from_state(state, ewc.config)
+        other.restore(state)
+    assert same(other.state(), LowRankEwc(6, 4).state())
+
+
+def test_a_state_fits_into_fewer_tasks() -> None:
+    ewc, small = busy(), LowRankEwc(6, 4, EwcConfig(max_tasks=2))
+    small.restore(ewc.state())
+    assert len(small.tasks) == 2
+    assert sum(fisher(task).sum() for task in small.tasks) == pytest.approx(sum(fisher(task).sum() for task in ewc.tasks), rel=1e-4)
 
 
 # ---- refusals ----

@@ -1,6 +1,13 @@
-"""Elastic weight consolidation after ten tasks: what a step and a sample cost, on a vector and on a low-rank product."""
+"""Elastic weight consolidation: what a step and a sample cost after ten tasks, and what is kept of old tasks for it."""
+
+import sys
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from five_tasks import STRENGTH, five_tasks
 
 from sona.ewc import Adwin, EwcPlusPlus, LowRankEwc, PageHinkley
 
@@ -71,3 +78,23 @@ class Boundary:
         update = self.detector.update
         for value in self.surprises:
             update(value)
+
+
+class FiveTasks:
+    """Accuracy on all tasks at the end, with and without the pull; equal seeds give equal figures."""
+
+    params = (["shift", "rand"], ["identity", "full"], [0.0, STRENGTH])
+    param_names = ("world", "precondition", "pull")
+    timeout = 300
+
+    def setup(self, world, precondition, pull):
+        self.runs = [five_tasks(world, seed, pull, precondition=precondition) for seed in (10, 11, 12)]
+
+    def track_average_accuracy(self, world, precondition, pull):
+        return float(np.mean([run.average for run in self.runs]))
+
+    def track_backward_transfer(self, world, precondition, pull):
+        return float(np.mean([run.backward for run in self.runs]))
+
+    def track_own_task_accuracy(self, world, precondition, pull):
+        return float(np.mean([run.own for run in self.runs]))

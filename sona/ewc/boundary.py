@@ -2,7 +2,7 @@
 
 import math
 import operator
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from sona.errors import SonaValueError
 from sona.types import finite
@@ -19,6 +19,7 @@ class Detector(Protocol):
     def update(self, value: float) -> bool: ...
     def reset(self) -> None: ...
     def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 def _surprise(value: float) -> float:
@@ -148,10 +149,9 @@ class Adwin:
         self._squares -= squares + n0 * n1 / (n0 + n1) * (total / n0 - self.mean) ** 2
 
     def state(self) -> dict[str, Any]:
-        """Numbers and lists of numbers, as JSON holds them; `from_state` goes on from here."""
+        """Numbers and lists of numbers, as JSON holds them, without the settings."""
         buckets = [(i, *bucket) for i in reversed(range(len(self._rows))) for bucket in self._rows[i]]  # oldest first
         return {
-            "delta": self.delta,
             "updates": self._updates,
             "total": self._total,
             "deviations": self._squares,
@@ -160,38 +160,35 @@ class Adwin:
             "squares": [squares for _, _, squares in buckets],
         }
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
+    def restore(self, state: dict[str, Any]) -> None:
         """
-        A detector that goes on where `state` was taken.
+        Go on where `state` was taken.
 
         Raises
         ------
         SonaValueError
-            What is missing, not finite, or no histogram.
+            What is missing, not finite, or no histogram. Nothing has changed.
         """
-        detector = cls(_number(state, "delta"))
-        detector._updates = int(_number(state, "updates", 0))
-        detector._total, detector._squares = _number(state, "total"), _number(state, "deviations")
+        updates, total, deviations = (_number(state, name, low) for name, low in (("updates", 0), ("total", -math.inf), ("deviations", -1)))
         try:
             buckets = list(zip(state["rows"], state["sums"], state["squares"], strict=True))
             levels = [operator.index(i) for i, _, _ in buckets]
-            sums = [float(total) for _, total, _ in buckets]
+            sums = [float(own) for _, own, _ in buckets]
             squares = [float(own) for _, _, own in buckets]
         except (KeyError, TypeError, ValueError):
             raise SonaValueError("state: expected rows, sums and squares as lists of numbers of equal length") from None
-        full = levels == sorted(levels, reverse=True) and all(0 <= i < MAX_ROWS for i in levels)
-        if not full or any(levels.count(i) > MAX_BUCKETS for i in levels):
+        sorted_rows = levels == sorted(levels, reverse=True) and all(0 <= i < MAX_ROWS for i in levels)
+        if not sorted_rows or any(levels.count(i) > MAX_BUCKETS for i in levels):
             raise SonaValueError(f"state: expected up to {MAX_BUCKETS} buckets a row, the largest rows first, got {levels}")
-        if not all(abs(t) <= 1 << i and 0 <= s <= 1 << i for i, t, s in zip(levels, sums, squares, strict=True)):
+        if not all(abs(own) <= 1 << i and 0 <= square <= 1 << i for i, own, square in zip(levels, sums, squares, strict=True)):
             raise SonaValueError("state: expected sums and squares of values in [-1, 1]")
-        detector._rows = [[] for _ in range(1 + max(levels, default=0))]
-        for i, total, own in zip(levels, sums, squares, strict=True):
-            detector._rows[i].append((total, own))
-            detector.width += 1 << i
-        if not math.isclose(detector._total, sum(sums), rel_tol=1e-6, abs_tol=1e-6 * (1 + detector.width)):
-            raise SonaValueError(f"state: expected the total of the sums, {sum(sums):g}, got {detector._total:g}")
-        return detector
+        width = sum(1 << i for i in levels)
+        if not math.isclose(total, sum(sums), rel_tol=1e-6, abs_tol=1e-6 * (1 + width)):
+            raise SonaValueError(f"state: expected the total of the sums, {sum(sums):g}, got {total:g}")
+        self.width, self._total, self._squares, self._updates = width, total, deviations, int(updates)
+        self._rows = [[] for _ in range(1 + max(levels, default=0))]
+        for i, own, square in zip(levels, sums, squares, strict=True):
+            self._rows[i].append((own, square))
 
 
 class PageHinkley:
@@ -255,28 +252,18 @@ class PageHinkley:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Numbers, as JSON holds them; `from_state` goes on from here."""
-        return {
-            "delta": self.delta,
-            "threshold": self.threshold,
-            "count": self.count,
-            "mean": self.mean,
-            "sum": self._sum,
-            "largest": self._largest,
-        }
+        """Numbers, as JSON holds them, without the settings."""
+        return {"count": self.count, "mean": self.mean, "sum": self._sum, "largest": self._largest}
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Self:
+    def restore(self, state: dict[str, Any]) -> None:
         """
-        A detector that goes on where `state` was taken.
+        Go on where `state` was taken.
 
         Raises
         ------
         SonaValueError
-            What is missing or not finite.
+            What is missing or not finite. Nothing has changed.
         """
-        detector = cls(_number(state, "delta"), _number(state, "threshold"))
-        detector.count = int(_number(state, "count", 0))
-        detector.mean, detector._sum = _number(state, "mean"), _number(state, "sum")
-        detector._largest = _number(state, "largest", max(0.0, detector._sum))
-        return detector
+        count, mean, total = _number(state, "count", 0), _number(state, "mean"), _number(state, "sum")
+        largest = _number(state, "largest", max(0.0, total))
+        self.count, self.mean, self._sum, self._largest = int(count), mean, total, largest

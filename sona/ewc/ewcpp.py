@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -62,8 +61,6 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
 
     A sum of such penalties is one of the same form, with the sum of the F and the F-weighted mean of the anchors, but for a constant.
     So any number of tasks costs a step no more than one does, and merging changes neither gradients nor minimisers.
-
-    What it is worth is small next to replay of old samples, which `docs/learning.md` measures for the learner.
 
     Parameters
     ----------
@@ -249,7 +246,7 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
         return TaskFisher(tasks[-1].task_id, fisher.astype(np.float32), anchor.astype(np.float32), importance)
 
     def state(self) -> Arrays:
-        """Everything but the configuration, as numpy arrays that safetensors can hold; `from_state` goes on from here."""
+        """Everything but the configuration, as numpy arrays that safetensors can hold."""
         n, tasks = self.param_count, self._tasks
         return self._rule_state() | {
             "fisher": self._fisher.copy(),
@@ -259,34 +256,27 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
             "tasks.optimal_weights": np.array([task.optimal_weights for task in tasks], np.float32).reshape(-1, n),
         }
 
-    @classmethod
-    def from_state(cls, state: Arrays, config: EwcConfig | None = None, *, isa: str | None = None) -> Self:
+    def restore(self, state: Arrays) -> None:
         """
-        One that goes on where `state` was taken, under the same or another configuration.
+        Go on where `state` was taken, from as many parameters; where the configuration has less room for tasks, the oldest merge.
 
         Raises
         ------
         SonaValueError
-            What is missing, of another shape, not finite, or out of range; another boundary detector than that of the state.
+            What is missing, of another shape, not finite, or out of range; the state of another boundary detector. Nothing has changed.
         """
-        fisher = read(state, "fisher", (None,), low=0)
-        ewc = cls(len(fisher), config, isa=isa)
+        n = self.param_count
+        fisher = read(state, "fisher", (n,), low=0).astype(np.float32)
         ids = read(state, "tasks.id", (None,), low=0)
-        count, n = len(ids), ewc.param_count
-        if count > ewc.config.max_tasks:
-            raise SonaValueError(f"state: expected at most max_tasks={ewc.config.max_tasks} tasks, got {count}")
-        importance = read(state, "tasks.importance", (count,), low=TINY)
-        fishers = read(state, "tasks.fisher", (count, n), low=0, high=1)
-        anchors = read(state, "tasks.optimal_weights", (count, n))
-        ewc._set_rule_state(state)
-        ewc._fisher = fisher.astype(np.float32)
-        ewc._set_tasks(
-            tuple(
-                TaskFisher(int(i), f.astype(np.float32), w.astype(np.float32), float(size))
-                for i, f, w, size in zip(ids, fishers, anchors, importance, strict=True)
-            )
+        importance = read(state, "tasks.importance", (len(ids),), low=TINY)
+        fishers = read(state, "tasks.fisher", (len(ids), n), low=0, high=1)
+        anchors = read(state, "tasks.optimal_weights", (len(ids), n))
+        self._restore_rule(state)
+        self._fisher = fisher
+        tasks = zip(ids, fishers, anchors, importance, strict=True)
+        self._set_tasks(
+            self._fitting(tuple(TaskFisher(int(i), f.astype(np.float32), w.astype(np.float32), float(size)) for i, f, w, size in tasks))
         )
-        return ewc
 
 
 def _in_range(out: Floats) -> Floats:

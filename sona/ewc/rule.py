@@ -17,6 +17,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 FISHER_RANGE = 1e4  # a Fisher value counts as at most this many medians of the positive ones: one outlier must not free all others
 STRENGTH_MAX = 1e20  # lambda * importance * rate beyond this changes no float32 result, and could overflow one
+TINY = float(np.finfo(np.float32).tiny)  # what is called positive
 CALM = 0.9  # lambda falls to at least this share of itself after one measurement without forgetting
 ALARMED = 2.0  # and rises to at most this multiple after one with much
 
@@ -155,11 +156,13 @@ class TaskRing(Generic[Task]):
     def _set_tasks(self, tasks: tuple[Task, ...]) -> None:
         self._tasks = tasks
 
+    def _fitting(self, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        """At most max_tasks: the oldest merge."""
+        excess = len(tasks) - self.config.max_tasks
+        return (self._merge(tasks[: excess + 1]), *tasks[excess + 1 :]) if excess > 0 else tasks
+
     def _end_task(self, task: Task) -> None:
-        tasks = (*self._tasks, task)
-        if len(tasks) > self.config.max_tasks:
-            tasks = (self._merge(tasks[:2]), *tasks[2:])
-        self._set_tasks(tasks)
+        self._set_tasks(self._fitting((*self._tasks, task)))
         self.ended += 1
         self.samples = 0
         self._detector.reset()
@@ -181,18 +184,16 @@ class TaskRing(Generic[Task]):
         state: Arrays = {"lambda": np.array([self._lambda]), "samples": np.array([self.samples]), "ended": np.array([self.ended])}
         return state | {f"{self.config.boundary}.{name}": np.atleast_1d(value) for name, value in self._detector.state().items()}
 
-    def _set_rule_state(self, state: Arrays) -> None:
-        """Raises before anything is set."""
-        value = float(read(state, "lambda", (1,), low=self.config.min_lambda, high=self.config.max_lambda)[0])
+    def _restore_rule(self, state: Arrays) -> None:
+        """Nothing changes when it does not fit."""
+        value = float(read(state, "lambda", (1,), low=TINY)[0])
         samples, ended = (int(read(state, name, (1,), low=0)[0]) for name in ("samples", "ended"))
         prefix, fresh = f"{self.config.boundary}.", self._detector.state()
         lists = {name.removeprefix(prefix): read(state, name, (None,)).tolist() for name in state if name.startswith(prefix)}
         plain = {name: values if isinstance(fresh.get(name), list) or len(values) != 1 else values[0] for name, values in lists.items()}
-        self._detector = _DETECTORS[self.config.boundary].from_state(plain)
-        self._lambda, self.samples, self.ended = value, samples, ended
-
-
-TINY = float(np.finfo(np.float32).tiny)
+        self._detector.restore(plain)
+        self._lambda = min(max(value, self.config.min_lambda), self.config.max_lambda)
+        self.samples, self.ended = samples, ended
 
 
 def read(
