@@ -106,9 +106,10 @@ def test_adwin_keeps_mean_and_variance_when_it_drops_values() -> None:
     assert detector.variance == pytest.approx(window.var(), abs=1e-12)
 
 
-def test_adwin_does_not_cut_a_handful_of_values() -> None:
-    assert not alarms(Adwin(delta=0.9), [-1.0] * 8 + [1.0] * 16)
-    assert alarms(Adwin(delta=0.9), [-1.0] * 8 + [1.0] * 24)
+def test_adwin_drops_all_that_was_before_however_little_is_left() -> None:
+    detector = Adwin(delta=0.9)
+    assert alarms(detector, [0.0] * 32 + [1.0] * 16 + [-1.0] * 16) == [63]
+    assert (detector.width, detector.mean, detector.variance) == (16, -1.0, 0.0)
 
 
 def test_adwin_takes_logarithmically_many_numbers() -> None:

@@ -8,7 +8,7 @@ from sona.errors import SonaValueError
 from sona.types import finite
 
 MAX_BUCKETS = 5  # Adwin: of one size; a sixth merges the two oldest (Bifet & Gavalda: M)
-CLOCK = 32  # Adwin: updates between looks at the window, as in the authors' code, and the fewest values that are cut
+CLOCK = 32  # Adwin: updates between looks at the window, as in the authors' code
 MAX_ROWS = 48  # Adwin: of a state that is read; 2^48 values are more than any stream has
 WARM_UP = 30  # Page-Hinkley: values before the mean is worth a comparison
 
@@ -125,7 +125,7 @@ class Adwin:
 
     def _is_cut(self) -> bool:
         n, n0, sum0 = self.width, 0, 0.0
-        if n < CLOCK:
+        if n < 2:
             return False
         scale, variance = math.log(2 * math.log(n) / self.delta), self.variance
         for i in reversed(range(len(self._rows))):

@@ -150,7 +150,7 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
         from w + rate g, which lies between w + rate g and the anchor for any lambda.
 
         Without weights it is the roadmap's g / (1 + lambda F), which knows no anchor: it only lowers the learning rate of important
-        parameters, and never takes back what has drifted. Measured on five tasks, that forgets little because it learns little.
+        parameters and never takes back what has drifted, so that it forgets little where it learns little.
 
         Parameters
         ----------
