@@ -41,7 +41,8 @@ class EwcConfig:
     forgetting_target : float
         Fall of accuracy on earlier tasks that is tolerated; see `adapt_lambda`.
     boundary : {"adwin", "page-hinkley"}
-        Detector behind `detect_task_boundary`.
+        Detector behind `detect_task_boundary`. Page-Hinkley is sooner and cheaper and finds falls only; where rewards are about as likely
+        as not it raises false alarms, which Adwin does not.
     """
 
     max_tasks: int = 10
