@@ -371,7 +371,7 @@ def trajectories(effort: Effort) -> Iterator[Row]:
     own = interleave({"sona": Code(body, names)}, rounds=effort.rounds).median("sona")
     yield within("trajectory from Python, begin to end", f"d={d}, 2 steps, no store", own)
     apply = interleave({"sona": Code("e.apply(x, y)", {**names, "y": np.empty(d, np.float32)})}, rounds=effort.rounds).median("sona")
-    yield within("SonaEngine.apply", f"d={d}, out=", apply)
+    yield within("SonaEngine.apply", f"d={d}, out=", apply, 1e-6)
 
 
 def child(script: str) -> float:

@@ -136,26 +136,25 @@ class SonaEngine:
         """
         x + delta(x) of one layer, shape (hidden_dim,): base and micro tier.
 
-        With `out`, a float32 array of the same shape (it may be x), the result is written there and nothing is allocated. Disabled,
-        the result is x bit for bit.
+        With `out`, a float32 array of the same shape, which may be x, the result is written there. Nothing is allocated where x is a
+        C-contiguous float32 array that `out` does not overlap. Disabled, the result is x bit for bit.
         """
-        return self._apply(x, out, layer, "both")
+        adapter = self._layer(layer)
+        return adapter.apply(x, out) if self._enabled else self._unchanged(x, out)
 
     def apply_micro_lora(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
         """x + what the micro tier adds."""
-        return self._apply(x, out, layer, "micro")
+        adapter = self._layer(layer)
+        return adapter.apply(x, out, "micro") if self._enabled else self._unchanged(x, out)
 
     def apply_base_lora(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
         """x + what the base tier adds."""
-        return self._apply(x, out, layer, "base")
-
-    def _apply(self, x: Any, out: Floats | None, layer: int, tier: str) -> Floats:
         adapter = self._layer(layer)
-        x = coerce(x, (self.config.hidden_dim,), "x")
-        y, x = _start(x, out)
-        if self._enabled:
-            adapter.forward_tier(x, y, tier)
-        return y
+        return adapter.apply(x, out, "base") if self._enabled else self._unchanged(x, out)
+
+    def _unchanged(self, x: Any, out: Floats | None) -> Floats:
+        """What the model alone would get: x, checked."""
+        return _start(coerce(x, (self.config.hidden_dim,), "x"), out)[0]
 
     def apply_batch(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
         """x + delta(x) row by row, shape (n, hidden_dim). Releases the GIL."""

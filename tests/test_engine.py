@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from reference import Dense, InstantRule, unit
 
 import sona
@@ -132,6 +133,142 @@ def test_bad_requests_are_refused(rng: np.random.Generator) -> None:
     with pytest.raises(SonaValueError, match="expected shape"):
         engine.apply_batch(x)
     assert everything(engine) == before
+
+
+BIGGEST = float(np.finfo(np.float32).max)
+TIERS = {"both": SonaEngine.apply, "micro": SonaEngine.apply_micro_lora, "base": SonaEngine.apply_base_lora}
+tiers = st.sampled_from(sorted(TIERS))
+requests = arrays(np.float32, DIM, elements=st.floats(-BIGGEST, BIGGEST, width=32) | st.floats(-2, 2, width=32))
+
+
+class Vector(np.ndarray[Any, Any]):
+    """Somebody's subclass."""
+
+
+def misaligned(x: Array) -> Array:
+    there = np.empty(4 * DIM + 1, np.uint8)[1:].view(np.float32)
+    there[:] = x
+    return there
+
+
+def read_only(x: Array) -> Array:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+# Ways to pass the same float32 numbers; the first is the one without a detour.
+FORMS: dict[str, Callable[[Array], Any]] = {
+    "float32": np.copy,
+    "read-only": read_only,
+    "subclass": lambda x: x.copy().view(Vector),
+    "strided": lambda x: np.repeat(x, 2)[::2],
+    "reversed": lambda x: x[::-1].copy()[::-1],
+    "misaligned": misaligned,
+    "big-endian": lambda x: x.astype(">f4"),
+    "float64": lambda x: x.astype(np.float64),
+    "list": np.ndarray.tolist,
+}
+
+
+@pytest.fixture(scope="module")
+def learned() -> SonaEngine:
+    return trained(np.random.default_rng(7), num_layers=2)
+
+
+@given(x=requests, form=st.sampled_from(sorted(FORMS)), tier=tiers, where=st.sampled_from(["new", "out", "x"]), enabled=st.booleans())
+def test_every_way_to_ask_gives_the_same_bits(learned: SonaEngine, x: Array, form: str, tier: str, where: str, enabled: bool) -> None:
+    """Any kind of array, any output: the input, plus what the adapter adds unless it is switched off; x is left alone."""
+    want = x.copy()
+    if enabled:
+        learned.adapters[1].forward_tier(x, want, tier)
+    given_x = FORMS[form](x)
+    out = {"new": None, "out": np.full(DIM, np.nan, np.float32), "x": given_x}[where]
+    if where == "x" and form not in ("float32", "subclass"):
+        out = None
+    learned.enabled = enabled
+    try:
+        y = TIERS[tier](learned, given_x, out, 1)
+    finally:
+        learned.enabled = True
+    assert y.tobytes() == want.tobytes()
+    if out is not None:
+        assert y is out
+    else:
+        assert (type(y), y.dtype, y.flags.writeable, y.flags.owndata) == (np.ndarray, np.dtype(np.float32), True, True)
+    if where != "x" or out is None:
+        assert np.asarray(given_x, np.float32).tobytes() == x.tobytes()
+
+
+@given(
+    x=requests,
+    bad=st.sampled_from([math.nan, -math.nan, math.inf, -math.inf]),
+    at=st.integers(0, DIM - 1),
+    form=st.sampled_from(sorted(FORMS)),
+    tier=tiers,
+    enabled=st.booleans(),
+)
+def test_one_number_that_is_not_finite_is_refused_and_nothing_is_written(
+    learned: SonaEngine, x: Array, bad: float, at: int, form: str, tier: str, enabled: bool
+) -> None:
+    x[at] = bad
+    given_x, out = FORMS[form](x), np.arange(DIM, dtype=np.float32)
+    before = out.tobytes()
+    learned.enabled = enabled
+    try:
+        for target in (out, given_x, None):
+            with pytest.raises(SonaValueError, match="x: expected finite float32 values, got NaN"):
+                TIERS[tier](learned, given_x, target, 1)
+    finally:
+        learned.enabled = True
+    assert out.tobytes() == before
+    assert np.asarray(given_x, np.float32).tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("tier", sorted(TIERS))
+@pytest.mark.parametrize(
+    ("x", "out", "error", "message"),
+    [
+        (np.zeros(DIM + 1, np.float32), None, SonaValueError, r"x: expected shape \(12,\), got \(13,\)"),
+        (np.zeros((1, DIM), np.float32), None, SonaValueError, r"x: expected shape \(12,\), got \(1, 12\)"),
+        (np.float32(1), None, SonaValueError, r"x: expected shape \(12,\), got \(\)"),
+        (np.zeros(DIM, bool), None, SonaTypeError, "x: expected an array of real numbers, got dtype bool"),
+        (np.zeros(DIM, np.complex64), None, SonaTypeError, "x: expected an array of real numbers, got dtype complex64"),
+        (None, None, SonaTypeError, "x: expected an array of real numbers, got dtype object"),
+        (np.ones(DIM, np.float32), [0.0] * DIM, SonaTypeError, "out: expected a float32 array to write to, got list"),
+        (np.ones(DIM, np.float32), np.zeros(DIM), SonaTypeError, "out: expected dtype float32, got float64"),
+        (np.ones(DIM, np.float32), np.zeros(DIM, ">f4"), SonaTypeError, "out: expected dtype float32, got >f4"),
+        (np.ones(DIM, np.float32), np.zeros(DIM - 1, np.float32), SonaValueError, r"out: expected shape \(12,\), got \(11,\)"),
+        (np.ones(DIM, np.float32), np.zeros((DIM, 1), np.float32), SonaValueError, r"out: expected shape \(12,\), got \(12, 1\)"),
+        (np.ones(DIM, np.float32), np.zeros(2 * DIM, np.float32)[::2], SonaValueError, "out: expected a C-contiguous aligned array"),
+        (np.ones(DIM, np.float32), misaligned(np.zeros(DIM, np.float32)), SonaValueError, "out: expected a C-contiguous aligned array"),
+        (np.ones(DIM, np.float32), read_only(np.zeros(DIM, np.float32)), SonaValueError, "out: expected a writeable array"),
+    ],
+)
+def test_a_wrong_request_says_what_was_expected_and_writes_nothing(
+    learned: SonaEngine, x: Any, out: Any, error: type[Exception], message: str, tier: str, enabled: bool
+) -> None:
+    before = bytes(np.asarray(out)) if out is not None else b""
+    learned.enabled = enabled
+    try:
+        with pytest.raises(error, match=f"^{message}"):
+            TIERS[tier](learned, x, out, 1)
+        with pytest.raises(SonaValueError, match="layer: expected 0 to 1, got 2"):  # first of all
+            TIERS[tier](learned, x, out, 2)
+    finally:
+        learned.enabled = True
+    assert (bytes(np.asarray(out)) if out is not None else b"") == before
+
+
+def test_a_closed_engine_answers_no_request(rng: np.random.Generator) -> None:
+    engine, x = trained(rng), normal(rng, DIM)
+    engine.close()
+    out = x.copy()
+    for apply in TIERS.values():
+        with pytest.raises(SonaClosedError, match="the engine is closed"):
+            apply(engine, x, out)
+    assert out.tobytes() == x.tobytes()
 
 
 # ---- outcomes ----

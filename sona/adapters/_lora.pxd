@@ -15,6 +15,7 @@ cdef class Adapter:
     cdef uint64_t gradient_generation  # of the rows that the sums belong to
     cdef Py_ssize_t count
     cdef bint _has_gradient(self) noexcept
+    cdef bint _is_short(self, const float *x) noexcept
     cdef _add(self, object x, object out, sona_tier tier)
     cdef void forward_ptr(self, const float *x, float *y) noexcept nogil
 

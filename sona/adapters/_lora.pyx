@@ -122,6 +122,33 @@ cdef class Adapter:
         """out += the part of delta(x) that tier 'base', 'micro' or 'both' adds."""
         self._add(x, out, tier_named(tier))
 
+    def apply(self, x, out=None, tier="both"):
+        """
+        x + the part of delta(x) that tier 'base', 'micro' or 'both' adds, shape (dim,): in `out`, which may be x, or in a new array.
+
+        Unlike `forward` it refuses NaN and infinity, and writes nothing then.
+        """
+        cdef sona_tier which = tier_named(tier)
+        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim
+                and self._is_short(<const float *> cnp.PyArray_DATA(x))):
+            x = coerce(x, (self.dim,), "x")
+        if out is None:
+            out = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &self.dim, cnp.NPY_FLOAT32, 0)
+        elif not (isinstance(out, cnp.ndarray) and sona_is_output(out, 1) and cnp.PyArray_DIM(out, 0) == self.dim):
+            out = output(out, (self.dim,), "out")
+        cdef const float *a = <const float *> cnp.PyArray_DATA(x)
+        cdef float *b = <float *> cnp.PyArray_DATA(out)
+        if a < b + self.dim and b < a + self.dim:  # overlapping: the input is what it was at the call
+            x = x.copy()
+            a = <const float *> cnp.PyArray_DATA(x)
+        memcpy(b, a, self.dim * sizeof(float))
+        sona_adapter_forward(self.reader, which, a, b)
+        return out
+
+    cdef bint _is_short(self, const float *x) noexcept:
+        """Whether |x|^2 is a float32: true of no x with NaN or infinity, and of every other up to a length of 1.8e19."""
+        return isfinite(self.kernels.dot(x, x, self.dim))
+
     def forward_batch(self, x, out, tier="both"):
         """out += delta of each row; x and out are (n, dim) float32. Releases the GIL."""
         if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 2) and cnp.PyArray_DIM(x, 0) > 0 and cnp.PyArray_DIM(x, 1) == self.dim):
