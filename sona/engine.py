@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sona._arrays import Floats, coerce, output
+from sona._fields import finite
+from sona._vector import frozen
 from sona.adapters import Adapter
 from sona.config import SonaConfig
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
@@ -19,7 +21,7 @@ from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.trajectory import TrajectoryBuilder, encode
-from sona.types import QueryTrajectory, finite
+from sona.types import QueryTrajectory
 
 Store = str | os.PathLike[str] | SqliteStore | None
 
@@ -177,9 +179,8 @@ class SonaEngine:
     def begin_trajectory(self, x: Any) -> int:
         """Start to record one request; x is the query, (hidden_dim,). Returns the id that the other calls take."""
         self._layer(0)
-        query = coerce(x, (self.config.hidden_dim,), "x")
         tid = self._next_id
-        self._open[tid] = TrajectoryBuilder(tid, query)
+        self._open[tid] = TrajectoryBuilder(tid, frozen(x, self.config.hidden_dim, "x"))
         self._next_id += 1
         if len(self._open) > _OPEN_TRAJECTORIES:  # begun and never ended
             self._open.popitem(last=False)

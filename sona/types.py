@@ -2,66 +2,19 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
 from sona._arrays import Floats
-from sona._vector import frozen
-from sona.errors import SonaTypeError, SonaValueError
+from sona._fields import finite, set_step, set_trajectory
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MIN_NORM = 1e-6  # a gradient shorter than this has no direction worth keeping and stays as it is
 
 
-def finite(value: Any, name: str) -> float:
-    """
-    A number as a float.
-
-    Raises
-    ------
-    SonaTypeError
-        Not a number.
-    SonaValueError
-        NaN, infinity or beyond the range of float32.
-    """
-    if type(value) is float and -_FLOAT32_MAX <= value <= _FLOAT32_MAX:  # the usual case, several times a step
-        return value
-    try:
-        result = float(value.__float__())
-    except (AttributeError, TypeError):
-        raise SonaTypeError(f"{name}: expected a number, got {type(value).__name__}") from None
-    except OverflowError:
-        result = math.inf
-    if not -_FLOAT32_MAX <= result <= _FLOAT32_MAX:
-        raise SonaValueError(f"{name}: expected a finite number up to 3.4e38, got {result}")
-    return result
-
-
-def _natural(value: Any, bits: int, name: str) -> int:
-    """An int in [0, 2**bits)."""
-    if type(value) is int and 0 <= value < 1 << bits:
-        return value
-    try:
-        result = value.__index__()
-    except AttributeError:
-        raise SonaTypeError(f"{name}: expected an int, got {type(value).__name__}") from None
-    if not 0 <= result < 1 << bits:
-        raise SonaValueError(f"{name}: expected an int in [0, 2**{bits}), got {result}")
-    return int(result)
-
-
-def _weights(value: Any) -> Floats | None:
-    """Attention weights; some callers say "none" with an empty list."""
-    try:
-        empty = len(value) == 0
-    except TypeError:  # no sequence: frozen says so
-        empty = False
-    return None if empty else frozen(value, None, "attention_weights")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class TrajectoryStep:
     """
     One decision on the way from a request to its outcome. Arrays are copied and read-only.
@@ -97,22 +50,20 @@ class TrajectoryStep:
     layer: int = 0
     x: Floats | None = None
 
-    def __post_init__(self) -> None:
-        put = object.__setattr__  # the dataclass is frozen for everyone else
-        put(self, "activations", frozen(self.activations, None, "activations"))
-        if self.attention_weights is not None:
-            put(self, "attention_weights", _weights(self.attention_weights))
-        if self.reward is not None:
-            put(self, "reward", finite(self.reward, "reward"))
-        put(self, "timestamp", finite(self.timestamp, "timestamp"))
-        if self.expected is not None:
-            put(self, "expected", finite(self.expected, "expected"))
-        put(self, "layer", _natural(self.layer, 32, "layer"))
-        if self.x is not None:
-            put(self, "x", frozen(self.x, len(self.activations), "x"))
+    def __init__(
+        self,
+        activations: Any,
+        attention_weights: Any,
+        reward: float | None,
+        timestamp: float,
+        expected: float | None = None,
+        layer: int = 0,
+        x: Any = None,
+    ) -> None:
+        set_step(self, activations, attention_weights, reward, timestamp, expected, layer, x)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class QueryTrajectory:
     """
     A request, its steps and its outcome.
@@ -141,27 +92,16 @@ class QueryTrajectory:
     final_quality: float | None
     latency_us: int
 
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "id", _natural(self.id, 64, "id"))
-        put(self, "query_embedding", frozen(self.query_embedding, None, "query_embedding"))
-        put(self, "steps", tuple(self.steps))
-        for number, step in enumerate(self.steps):
-            if not isinstance(step, TrajectoryStep):
-                raise SonaTypeError(f"steps[{number}]: expected a TrajectoryStep, got {type(step).__name__}")
-            if len(step.activations) != len(self.query_embedding):
-                raise SonaValueError(
-                    f"steps[{number}].activations: expected shape ({len(self.query_embedding)},) like query_embedding, "
-                    f"got {step.activations.shape}"
-                )
-        if self.final_quality is not None:
-            put(self, "final_quality", finite(self.final_quality, "final_quality"))
-        put(self, "latency_us", _natural(self.latency_us, 64, "latency_us"))
+    def __init__(
+        self, id: int, query_embedding: Any, steps: Iterable[TrajectoryStep], final_quality: float | None, latency_us: int
+    ) -> None:
+        set_trajectory(self, TrajectoryStep, id, query_embedding, steps, final_quality, latency_us)
 
     def rewarded(self, reward: float) -> Self:
         """The same trajectory with `reward` in each step that has none."""
         reward = finite(reward, "reward")
-        return replace(self, steps=tuple(replace(step, reward=reward) if step.reward is None else step for step in self.steps))
+        steps = tuple(replace(step, reward=reward) if step.reward is None else step for step in self.steps)
+        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)

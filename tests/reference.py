@@ -3,6 +3,9 @@
 Every constant of the rule that a test depends on is in this block and nowhere else in the tests.
 """
 
+import math
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -387,3 +390,24 @@ class Clusters:
         k = int(self._rng.integers(len(self.arms)))
         x = unit(self.centres[k] + self.noise * unit(self._rng.normal(size=self.arms.shape[1])))
         return x.astype(np.float32), k
+
+
+# ---- trajectories as bytes: the layout of sona/trajectory/record.py ----
+
+
+def encode(t: Any) -> bytes:
+    """A QueryTrajectory, field by field."""
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    def vector(value: Any) -> bytes:
+        return b"" if value is None else value.astype("<f4").tobytes()
+
+    body = struct.pack("<HHQQdII", 1, 0, t.id, t.latency_us, number(t.final_quality), len(t.query_embedding), len(t.steps))
+    body += vector(t.query_embedding)
+    for s in t.steps:
+        attention = 0 if s.attention_weights is None else len(s.attention_weights)
+        body += struct.pack("<dddIIII", s.timestamp, number(s.reward), number(s.expected), s.layer, attention, s.x is not None, 0)
+        body += vector(s.activations) + vector(s.attention_weights) + vector(s.x)
+    return struct.pack("<4sII", b"STRJ", 12 + len(body), zlib.crc32(body)) + body

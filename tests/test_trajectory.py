@@ -8,12 +8,13 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -201,6 +202,27 @@ def test_numpy_numbers_are_numbers() -> None:
 def test_rewarded_fills_the_gaps_only() -> None:
     t = trajectory(step(None), step(0.25)).rewarded(1.0)
     assert [s.reward for s in t.steps] == [1.0, 0.25]
+
+
+def test_records_are_dataclasses_whose_changes_are_checked() -> None:
+    t = trajectory(step(0.25))
+    assert [f.name for f in fields(t)] == ["id", "query_embedding", "steps", "final_quality", "latency_us"]
+    changed = replace(t, steps=(replace(t.steps[0], layer=2),), final_quality=None)
+    assert (changed.steps[0].layer, changed.steps[0].reward, changed.final_quality, changed.id) == (2, 0.25, None, 7)
+    assert changed.query_embedding is t.query_embedding  # nobody can write to it
+    with pytest.raises(SonaValueError, match="layer"):
+        replace(t.steps[0], layer=-1)
+    with pytest.raises(SonaValueError, match="latency_us"):
+        replace(t, latency_us=-1)
+
+
+@given(st.lists(st.floats(-BIGGEST, BIGGEST, width=32), min_size=1, max_size=20), st.data())
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(finite: list[float], data: st.DataObject) -> None:
+    kept = step(activations=np.array(finite, np.float32)).activations
+    np.testing.assert_array_equal(kept, np.array(finite, np.float32))
+    finite[data.draw(st.integers(0, len(finite) - 1))] = data.draw(st.sampled_from([math.nan, -math.nan, math.inf, -math.inf]))
+    with pytest.raises(SonaValueError, match="activations: expected finite"):
+        step(activations=np.array(finite, np.float32))
 
 
 @given(trajectories())
@@ -391,6 +413,11 @@ def test_decode_inverts_encode(t: QueryTrajectory, kind: type) -> None:
     back = decode(kind(data))
     assert plain(back) == plain(t)
     assert encode(back) == data
+
+
+@given(trajectories())
+def test_encode_writes_the_layout_field_by_field(t: QueryTrajectory) -> None:
+    assert encode(t) == reference.encode(t)
 
 
 def test_decode_reads_at_any_address() -> None:

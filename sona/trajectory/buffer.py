@@ -1,8 +1,9 @@
 """Ended trajectories on their way from requests to the learning loops."""
 
 from sona.errors import SonaTypeError, SonaValueError
+from sona.trajectory._record import encode
 from sona.trajectory._ring import Ring
-from sona.trajectory.record import decode, encode
+from sona.trajectory.record import decode
 from sona.types import QueryTrajectory
 
 _LEAST_BYTES = 1024  # of a ring: less holds no trajectory worth the name

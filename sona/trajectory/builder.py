@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+from sona._fields import natural
+from sona._vector import frozen
 from sona.errors import SonaClosedError, SonaValueError
 from sona.types import QueryTrajectory, TrajectoryStep
 
@@ -31,7 +32,8 @@ class TrajectoryBuilder:
         self._start = clock()
         self._steps: list[TrajectoryStep] = []
         self._built = False
-        self._head = QueryTrajectory(id, query_embedding, (), None, 0)  # checks both, and holds them until the rest is known
+        self._id = natural(id, 64, "id")
+        self._query = frozen(query_embedding, None, "query_embedding")
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -57,12 +59,10 @@ class TrajectoryBuilder:
             After `build`.
         """
         if self._built:
-            raise SonaClosedError(f"trajectory {self._head.id} is built and takes no further step")
+            raise SonaClosedError(f"trajectory {self._id} is built and takes no further step")
         step = TrajectoryStep(activations, attention_weights, reward, self._clock(), expected, layer, x)
-        if step.activations.shape != self._head.query_embedding.shape:
-            raise SonaValueError(
-                f"activations: expected shape {self._head.query_embedding.shape} like query_embedding, got {step.activations.shape}"
-            )
+        if len(step.activations) != len(self._query):
+            raise SonaValueError(f"activations: expected shape {self._query.shape} like query_embedding, got {step.activations.shape}")
         self._steps.append(step)
 
     def build(self, final_quality: float | None = None, *, default_reward: float | None = None) -> QueryTrajectory:
@@ -84,9 +84,9 @@ class TrajectoryBuilder:
             The second time.
         """
         if self._built:
-            raise SonaClosedError(f"trajectory {self._head.id} is built already")
+            raise SonaClosedError(f"trajectory {self._id} is built already")
         latency_us = round((self._clock() - self._start) * 1e6)
-        result = replace(self._head, steps=tuple(self._steps), final_quality=final_quality, latency_us=latency_us)
+        result = QueryTrajectory(self._id, self._query, self._steps, final_quality, latency_us)
         if default_reward is not None:
             result = result.rewarded(default_reward)
         self._built = True

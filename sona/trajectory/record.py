@@ -29,56 +29,19 @@ Little-endian, in this order::
 import math
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 
 from sona._arrays import Floats
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError, SonaVersionError
+from sona.trajectory._record import VERSION
 from sona.types import QueryTrajectory, TrajectoryStep
-
-VERSION = 1
 
 _MAGIC = b"STRJ"
 _PRELUDE = struct.Struct("<4sII")
 _HEAD = struct.Struct("<HHQQdII")
 _STEP = struct.Struct("<dddIIII")
 _FLOAT = np.dtype("<f4")
-
-
-def encode(trajectory: QueryTrajectory) -> bytes:
-    """
-    The trajectory as bytes, equal for equal trajectories.
-
-    Raises
-    ------
-    SonaValueError
-        It would take 4 GiB or more.
-    """
-    t = trajectory
-    parts: list[Any] = [
-        _HEAD.pack(VERSION, 0, t.id, t.latency_us, _or_nan(t.final_quality), len(t.query_embedding), len(t.steps)),
-        _little(t.query_embedding),
-    ]
-    for step in t.steps:
-        attention = step.attention_weights
-        parts.append(
-            _STEP.pack(
-                step.timestamp,
-                _or_nan(step.reward),
-                _or_nan(step.expected),
-                step.layer,
-                0 if attention is None else len(attention),
-                step.x is not None,
-                0,
-            )
-        )
-        parts.extend(_little(array) for array in (step.activations, attention, step.x) if array is not None)
-    body = b"".join(parts)
-    size = _PRELUDE.size + len(body)
-    if size >= 1 << 32:
-        raise SonaValueError(f"trajectory: expected less than 4 GiB, got {size} bytes")
-    return _PRELUDE.pack(_MAGIC, size, zlib.crc32(body)) + body
 
 
 def decode(data: bytes | bytearray | memoryview) -> QueryTrajectory:
@@ -154,14 +117,6 @@ class _Reader:
     def floats(self, count: int) -> Floats:
         """A view; what is made of it copies."""
         return np.frombuffer(self.take(count * _FLOAT.itemsize), _FLOAT)
-
-
-def _little(array: Floats) -> Floats:
-    return array if array.dtype == _FLOAT else array.astype(_FLOAT)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _or_none(value: float) -> float | None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
+from sona._fields import finite
 from sona.errors import SonaValueError
-from sona.types import LearningSignal, QueryTrajectory, finite
+from sona.types import LearningSignal, QueryTrajectory
 
 
 class RunningBaseline:

@@ -1,0 +1,97 @@
+"""The fields of the records of types.py: checked, arrays copied, and set once on an object that is frozen for everyone else."""
+
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
+from cpython.object cimport PyObject_GenericSetAttr as put
+from libc.float cimport FLT_MAX
+
+from sona._vector cimport frozen
+
+from sona.errors import SonaTypeError, SonaValueError
+
+
+cpdef object finite(value, str name):
+    """
+    A number as a float.
+
+    Raises
+    ------
+    SonaTypeError
+        Not a number.
+    SonaValueError
+        NaN, infinity or beyond the range of float32.
+    """
+    if PyFloat_CheckExact(value) and -FLT_MAX <= PyFloat_AS_DOUBLE(value) <= FLT_MAX:  # the usual case, several times a step
+        return value
+    try:
+        result = float(value.__float__())
+    except (AttributeError, TypeError):
+        raise SonaTypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    except OverflowError:
+        result = float("inf")
+    if not -FLT_MAX <= result <= FLT_MAX:
+        raise SonaValueError(f"{name}: expected a finite number up to 3.4e38, got {result}")
+    return result
+
+
+cpdef object natural(value, int bits, str name):
+    """An int in [0, 2**bits)."""
+    try:
+        result = value if type(value) is int else value.__index__()
+    except AttributeError:
+        raise SonaTypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    if not 0 <= result or result >> bits:
+        raise SonaValueError(f"{name}: expected an int in [0, 2**{bits}), got {result}")
+    return int(result)
+
+
+cdef object weights(value):
+    """Attention weights; some callers say "none" with an empty list."""
+    try:
+        empty = len(value) == 0
+    except TypeError:  # no sequence: frozen says so
+        empty = False
+    return None if empty else frozen(value, None, "attention_weights")
+
+
+def set_step(step, activations, attention_weights, reward, timestamp, expected, layer, x):
+    """Fill a new TrajectoryStep."""
+    activations = frozen(activations, None, "activations")
+    if attention_weights is not None:
+        attention_weights = weights(attention_weights)
+    if reward is not None:
+        reward = finite(reward, "reward")
+    timestamp = finite(timestamp, "timestamp")
+    if expected is not None:
+        expected = finite(expected, "expected")
+    layer = natural(layer, 32, "layer")
+    if x is not None:
+        x = frozen(x, len(activations), "x")
+    put(step, "activations", activations)
+    put(step, "attention_weights", attention_weights)
+    put(step, "reward", reward)
+    put(step, "timestamp", timestamp)
+    put(step, "expected", expected)
+    put(step, "layer", layer)
+    put(step, "x", x)
+
+
+def set_trajectory(trajectory, type step_type, id, query_embedding, steps, final_quality, latency_us):
+    """Fill a new QueryTrajectory, whose steps are of `step_type`."""
+    cdef Py_ssize_t d
+    id = natural(id, 64, "id")
+    query_embedding = frozen(query_embedding, None, "query_embedding")
+    steps = tuple(steps)
+    d = len(query_embedding)
+    for number, step in enumerate(steps):
+        if not isinstance(step, step_type):
+            raise SonaTypeError(f"steps[{number}]: expected a TrajectoryStep, got {type(step).__name__}")
+        if len(step.activations) != d:
+            raise SonaValueError(f"steps[{number}].activations: expected shape ({d},) like query_embedding, got {step.activations.shape}")
+    if final_quality is not None:
+        final_quality = finite(final_quality, "final_quality")
+    latency_us = natural(latency_us, 64, "latency_us")
+    put(trajectory, "id", id)
+    put(trajectory, "query_embedding", query_embedding)
+    put(trajectory, "steps", steps)
+    put(trajectory, "final_quality", final_quality)
+    put(trajectory, "latency_us", latency_us)

@@ -1,0 +1,3 @@
+cimport numpy as cnp
+
+cpdef cnp.ndarray frozen(value, length, str name)

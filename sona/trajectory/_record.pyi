@@ -1,0 +1,7 @@
+from typing import Final
+
+from sona.types import QueryTrajectory
+
+VERSION: Final = 1
+
+def encode(trajectory: QueryTrajectory) -> bytes: ...
