@@ -53,7 +53,7 @@ cdef object weights(value):
     return None if empty else frozen(value, None, "attention_weights")
 
 
-def set_step(step, activations, attention_weights, reward, timestamp, expected, layer, x):
+cpdef int set_step(step, activations, attention_weights, reward, timestamp, expected, layer, x) except -1:
     """Fill a new TrajectoryStep."""
     activations = frozen(activations, None, "activations")
     if attention_weights is not None:
@@ -73,9 +73,10 @@ def set_step(step, activations, attention_weights, reward, timestamp, expected, 
     put(step, "expected", expected)
     put(step, "layer", layer)
     put(step, "x", x)
+    return 0
 
 
-def set_trajectory(trajectory, type step_type, id, query_embedding, steps, final_quality, latency_us):
+cpdef int set_trajectory(trajectory, type step_type, id, query_embedding, steps, final_quality, latency_us) except -1:
     """Fill a new QueryTrajectory, whose steps are of `step_type`."""
     cdef Py_ssize_t d
     id = natural(id, 64, "id")
@@ -95,3 +96,4 @@ def set_trajectory(trajectory, type step_type, id, query_embedding, steps, final
     put(trajectory, "steps", steps)
     put(trajectory, "final_quality", final_quality)
     put(trajectory, "latency_us", latency_us)
+    return 0

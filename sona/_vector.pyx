@@ -1,6 +1,7 @@
 """A caller's array as one that nobody writes to: checked, copied and frozen in one call."""
 
 cimport numpy as cnp
+from libc.string cimport memcpy
 
 from sona._arrays cimport sona_is_input
 
@@ -44,6 +45,7 @@ cpdef cnp.ndarray frozen(value, length, str name):
     if n == 0 or (length is not None and <object> n != length) or not sona_all_finite(cnp.PyArray_DATA(array), n):
         coerce(array, (length,), name)  # raises: what is wrong, in the words of every other check
     if cnp.PyArray_ISWRITEABLE(array) or not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA):
-        array = cnp.PyArray_NewCopy(array, cnp.NPY_CORDER)
+        value, array = array, cnp.PyArray_EMPTY(1, cnp.PyArray_DIMS(array), cnp.NPY_FLOAT32, 0)
+        memcpy(cnp.PyArray_DATA(array), cnp.PyArray_DATA(value), n * sizeof(float))
         cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
     return array

@@ -94,6 +94,8 @@ class SonaConfig:
             Not a real number; text is none.
         """
         low, high = self.reward_range
+        if type(reward) is float and low <= reward <= high:
+            return (reward - low) / (high - low)
         try:
             value = reward if type(reward) is float else float(reward.__float__())  # float() alone would read text
         except (AttributeError, TypeError):

@@ -181,7 +181,7 @@ class SonaEngine:
         self._layer(0)
         tid = self._next_id
         self._open[tid] = TrajectoryBuilder(tid, frozen(x, self.config.hidden_dim, "x"))
-        self._next_id += 1
+        self._next_id = tid + 1
         if len(self._open) > _OPEN_TRAJECTORIES:  # begun and never ended
             self._open.popitem(last=False)
             self._counts["abandoned"] += 1
@@ -229,13 +229,14 @@ class SonaEngine:
         return builder
 
     def _unit(self, reward: float) -> float:
-        low, high = self.config.reward_range
         try:
             unit = self.config.to_unit(reward)
         except (SonaValueError, SonaTypeError):
             self._counts["rejected"] += 1
             raise
-        self._counts["clipped"] += not low <= reward <= high
+        low, high = self.config.reward_range
+        if not low <= reward <= high:
+            self._counts["clipped"] += 1
         return unit
 
     def end_trajectory(self, tid: int, quality: float | None = None) -> None:

@@ -100,8 +100,8 @@ class QueryTrajectory:
     def rewarded(self, reward: float) -> Self:
         """The same trajectory with `reward` in each step that has none."""
         reward = finite(reward, "reward")
-        steps = tuple(replace(step, reward=reward) if step.reward is None else step for step in self.steps)
-        return replace(self, steps=steps)
+        steps = [s if s.reward is not None else replace(s, reward=reward) for s in self.steps]
+        return replace(self, steps=tuple(steps))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 
 from sona._arrays cimport sona_is_input
 from sona._c cimport (
-    SONA_FULL, SONA_IDENTITY, SONA_STEP_OWN,
+    SONA_ENOMEM, SONA_FULL, SONA_IDENTITY, SONA_OK, SONA_STEP_OWN,
     sona_calibration, sona_instant_bytes, sona_instant_calibration, sona_instant_confidence, sona_instant_covariance, sona_instant_create,
     sona_instant_destroy, sona_instant_options, sona_instant_revise, sona_instant_set_calibration, sona_instant_soften, sona_instant_step,
     sona_status, sona_step,
@@ -129,6 +129,30 @@ cdef class Instant:
                                   probability, 0, <float> change, <float> weight, &report),
               f"revise with change in [-1, 1], got change={change}, expected={expected}, weight={weight}")
         return step_dict(&report)
+
+    def learn(self, Adapter adapter not None, x, v, double reward, old=None, expected=None):
+        """
+        `step`, or `revise` where `old` is the reward that was learned before; without a report, for loops over outcomes on record.
+
+        Returns False, with nothing changed, for what they refuse with a SonaValueError.
+        """
+        cdef float probability = NAN if expected is None else <float> expected
+        cdef const float *a
+        cdef const float *b
+        cdef sona_status status
+        if adapter.dim != self.dim or (expected is not None and probability != probability):
+            return False
+        for array in (x, v):
+            if not (isinstance(array, cnp.ndarray) and sona_is_input(array, 1) and cnp.PyArray_DIM(array, 0) == self.dim):
+                return False
+        a, b = <const float *> cnp.PyArray_DATA(x), <const float *> cnp.PyArray_DATA(v)
+        if old is None:
+            status = sona_instant_step(self.handle, adapter.handle, a, b, probability, 0, <float> reward, 1, SONA_STEP_OWN, NULL)
+        else:
+            status = sona_instant_revise(self.handle, adapter.handle, a, b, probability, 0, <float> (reward - <double> old), 1, NULL)
+        if status == SONA_ENOMEM:
+            check(status, "learn")
+        return status == SONA_OK
 
     @property
     def confidence(self):

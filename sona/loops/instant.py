@@ -120,14 +120,8 @@ class InstantLoop:
         if reward is None or not 0 <= step.layer < len(self.adapters):
             self.metrics.rejected += 1
             return old
-        adapter, instant = self.adapters[step.layer], self.instants[step.layer]
         x = trajectory.query_embedding if step.x is None else step.x
-        try:
-            if old is None:
-                instant.step(adapter, x, step.activations, reward, step.expected)
-            else:
-                instant.revise(adapter, x, step.activations, reward - old, step.expected)
-        except SonaValueError:
+        if not self.instants[step.layer].learn(self.adapters[step.layer], x, step.activations, reward, old, step.expected):
             self.metrics.rejected += 1
             return old
         if old is None:
