@@ -2,7 +2,6 @@ from collections.abc import Iterable
 from typing import Any
 
 def finite(value: Any, name: str) -> float: ...
-def natural(value: Any, bits: int, name: str) -> int: ...
 def set_step(
     step: Any,
     activations: Any,

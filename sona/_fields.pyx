@@ -33,7 +33,7 @@ cpdef object finite(value, str name):
     return result
 
 
-cpdef object natural(value, int bits, str name):
+cdef object natural(value, int bits, str name):
     """An int in [0, 2**bits)."""
     try:
         result = value if type(value) is int else value.__index__()
@@ -44,20 +44,19 @@ cpdef object natural(value, int bits, str name):
     return int(result)
 
 
-cdef object weights(value):
-    """Attention weights; some callers say "none" with an empty list."""
+cdef bint is_empty(weights) except -1:
+    """Some callers say "no attention weights" with an empty list."""
     try:
-        empty = len(value) == 0
-    except TypeError:  # no sequence: frozen says so
-        empty = False
-    return None if empty else frozen(value, None, "attention_weights")
+        return len(weights) == 0
+    except TypeError:  # no sequence: its check says so
+        return False
 
 
 cpdef int set_step(step, activations, attention_weights, reward, timestamp, expected, layer, x) except -1:
     """Fill a new TrajectoryStep."""
     activations = frozen(activations, None, "activations")
     if attention_weights is not None:
-        attention_weights = weights(attention_weights)
+        attention_weights = None if is_empty(attention_weights) else frozen(attention_weights, None, "attention_weights")
     if reward is not None:
         reward = finite(reward, "reward")
     timestamp = finite(timestamp, "timestamp")

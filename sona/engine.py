@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sona._arrays import Floats, coerce, output
 from sona._fields import finite
-from sona._vector import frozen
+from sona._vector import checked
 from sona.adapters import Adapter
 from sona.config import SonaConfig
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
@@ -20,8 +20,7 @@ from sona.loops._policy import Policy
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
 from sona.store import SqliteStore, load_snapshot, save_snapshot
-from sona.trajectory import TrajectoryBuilder, encode
-from sona.types import QueryTrajectory
+from sona.trajectory import TrajectoryBuilder
 
 Store = str | os.PathLike[str] | SqliteStore | None
 
@@ -86,7 +85,7 @@ class SonaEngine:
         )
         self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants)
         self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
-        self._ended: OrderedDict[int, tuple[QueryTrajectory, list[float | None]]] = OrderedDict()
+        self._ended: OrderedDict[int, tuple[bytes, list[float | None]]] = OrderedDict()
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
         self._taught = False  # by trajectories, since the state was last written
@@ -180,7 +179,7 @@ class SonaEngine:
         """Start to record one request; x is the query, (hidden_dim,). Returns the id that the other calls take."""
         self._layer(0)
         tid = self._next_id
-        self._open[tid] = TrajectoryBuilder(tid, frozen(x, self.config.hidden_dim, "x"))
+        self._open[tid] = TrajectoryBuilder(tid, checked(x, self.config.hidden_dim, "x"))
         self._next_id = tid + 1
         if len(self._open) > _OPEN_TRAJECTORIES:  # begun and never ended
             self._open.popitem(last=False)
@@ -248,17 +247,19 @@ class SonaEngine:
         self._layer(0)
         builder = self._builder(tid)
         unit = None if quality is None else self._unit(quality)
-        trajectory = builder.build(unit, default_reward=unit)
+        record = builder.end(unit, default_reward=unit)
         del self._open[tid]
-        learned: list[float | None] = [None] * len(trajectory.steps)
-        if self.enabled:
-            learned = self.loop_a.on_inference(trajectory)
+        learned: list[float | None]
+        if self._enabled:
+            learned = self.loop_a.on_record(record)
             self._taught = True
-        self._ended[tid] = (trajectory, learned)
+        else:
+            learned = [None] * len(builder)
+        self._ended[tid] = (record, learned)
         if len(self._ended) > self.config.trajectory_capacity:
             self._ended.popitem(last=False)
         if self.journal is not None:
-            self.journal.trajectory(tid, encode(trajectory), unit)
+            self.journal.trajectory(tid, record, unit)
 
     def feedback(self, tid: int, reward: float) -> bool:
         """
@@ -279,11 +280,11 @@ class SonaEngine:
         if ended is None:
             self._counts["unknown_feedback"] += 1
             return False
-        trajectory, learned = ended
+        record, learned = ended
         if self.enabled:
-            learned = self.loop_a.revise(trajectory, learned, unit)
+            learned = self.loop_a.revise_record(record, learned, unit)
             self._taught = True
-        self._ended[tid] = (trajectory, learned)
+        self._ended[tid] = (record, learned)
         if self.journal is not None:
             self.journal.reward(tid, unit, None)
         return True

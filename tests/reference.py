@@ -392,7 +392,7 @@ class Clusters:
         return x.astype(np.float32), k
 
 
-# ---- trajectories as bytes: the layout of sona/trajectory/record.py ----
+# ---- trajectories as bytes: the layout of sona/trajectory/_record.pyx ----
 
 
 def encode(t: Any) -> bytes:

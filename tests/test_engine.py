@@ -20,8 +20,8 @@ from sona import InstantLoop, InstantLoopConfig, InstantLoopMetrics, SonaConfig,
 from sona.config import Precondition
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.store import SqliteStore
-from sona.trajectory import decode
-from sona.types import QueryTrajectory
+from sona.trajectory import decode, encode
+from sona.types import QueryTrajectory, TrajectoryStep
 
 Array = np.ndarray[Any, Any]
 
@@ -339,6 +339,26 @@ def test_equal_rewards_stop_teaching_only_when_they_are_expected(rng: np.random.
     assert moves[-1] < 0.01 * moves[0]
 
 
+def test_the_caller_may_reuse_its_arrays(rng: np.random.Generator) -> None:
+    """What is recorded is what was passed, whatever becomes of the arrays, up to feedback that comes later."""
+    query, v, w, x = unit(normal(rng, DIM)).astype(np.float32), normal(rng, DIM), normal(rng, 3), normal(rng, DIM)
+    outs = []
+    for reuse in (False, True):
+        engine = make()
+        mine = [a.copy() for a in (query, v, w, x)]
+        tid = engine.begin_trajectory(mine[0])
+        engine.add_step(tid, activations=mine[1], attention_weights=mine[2], expected=0.5, x=mine[3])
+        engine.add_step(tid, activations=mine[1], expected=0.5)
+        if reuse:
+            for a in mine:
+                a[:] = 7
+        engine.end_trajectory(tid)
+        assert engine.feedback(tid, 0.9)
+        (recorded,) = engine.loop_a.drain_trajectories()
+        outs.append((everything(engine), recorded.query_embedding.tobytes(), [s.activations.tobytes() for s in recorded.steps]))
+    assert outs[0] == outs[1]
+
+
 def test_rewards_that_come_later(rng: np.random.Generator) -> None:
     """Feedback for an ended trajectory is what the same reward at its end would have been."""
     x, v = unit(normal(rng, DIM)).astype(np.float32), normal(rng, DIM)
@@ -533,6 +553,107 @@ def test_the_loop_works_alone(rng: np.random.Generator) -> None:
     (drained,) = loop.drain_trajectories()
     assert [s.reward for s in drained.steps] == [1.0, None, 0.25]
     assert loop.drain_trajectories() == []
+
+
+def one_by_one(adapters: Any, instants: Any, t: QueryTrajectory, before: list[float | None] | None, reward: float | None) -> Any:
+    """What learning from a trajectory is: (rewards learned, accumulated, revised, rejected), with the calls for a single outcome."""
+    after: list[float | None] = []
+    counts = [0, 0, 0]
+    for number, s in enumerate(t.steps):
+        old, new = (None, s.reward) if before is None else (before[number], reward)
+        after.append(old)
+        if old is not None and old == new:
+            continue
+        x = t.query_embedding if s.x is None else s.x
+        try:
+            if new is None or s.layer >= len(adapters):
+                raise SonaValueError("nothing to learn")
+            if old is None:
+                instants[s.layer].step(adapters[s.layer], x, s.activations, new, s.expected)
+            else:
+                instants[s.layer].revise(adapters[s.layer], x, s.activations, new - old, s.expected)
+        except SonaValueError:
+            counts[2] += 1
+            continue
+        after[-1] = new
+        counts[old is not None] += 1
+    return after, *counts
+
+
+def weights(adapters: Any, instants: Any) -> list[bytes]:
+    arrays = [a for adapter in adapters for a in (adapter.down, adapter.up, adapter.offset)]
+    return [a.tobytes() for a in [*arrays, *(v for instant in instants for v in instant.state().values())]]
+
+
+rewards = st.none() | st.floats(0, 1, width=32) | st.sampled_from([-0.5, 0.5, 1.5])
+learnable = arrays(np.float32, DIM, elements=st.floats(-2, 2, width=32))
+steps_to_learn = st.builds(
+    TrajectoryStep,
+    learnable | st.just(np.full(DIM, 1e30, np.float32)),
+    st.none() | st.just(np.ones(3, np.float32)),
+    rewards,
+    st.just(0.0),
+    rewards,
+    st.integers(0, 2),
+    st.none() | learnable,
+)
+
+
+@given(
+    query=learnable,
+    steps=st.lists(steps_to_learn, max_size=5),
+    later=st.lists(rewards.filter(lambda r: r is not None), max_size=3),
+    flush_every=st.integers(0, 2),
+    precondition=st.sampled_from(["identity", "full"]),
+)
+def test_a_record_teaches_what_its_steps_teach_one_by_one(
+    query: Array, steps: list[TrajectoryStep], later: list[float], flush_every: int, precondition: Precondition
+) -> None:
+    """Own rewards first, then others for all steps, over two layers: the same weights, rewards and counts as the calls for one outcome."""
+    loops = [[sona.Adapter(DIM, rank=4), sona.Adapter(DIM, rank=4)] for _ in range(2)]
+    rules = [[sona.Instant(DIM, precondition=precondition) for _ in range(2)] for _ in range(2)]
+    loop = InstantLoop(DIM, InstantLoopConfig(flush_every=flush_every), adapters=loops[0], instants=rules[0])
+    t = QueryTrajectory(1, query, steps, None, 0)
+    learned = loop.on_inference(t)
+    want, *counts = one_by_one(loops[1], rules[1], t, None, None)
+    assert learned == want
+    for reward in later:
+        learned = loop.revise(t, learned, reward)
+        want, *more = one_by_one(loops[1], rules[1], t, want, reward)
+        assert learned == want
+        counts = [a + b for a, b in zip(counts, more, strict=True)]
+    m = loop.metrics
+    assert [m.accumulated, m.revised, m.rejected] == counts
+    assert m.flushes == (sum(counts[:2]) // flush_every if flush_every else 0)
+    if not flush_every:  # which folds earlier, and so may truncate elsewhere
+        assert weights(loops[0], rules[0]) == weights(loops[1], rules[1])
+
+
+def test_a_trajectory_of_another_length_teaches_nothing(rng: np.random.Generator) -> None:
+    loop = InstantLoop(DIM)
+    for d in (DIM - 1, DIM + 1):
+        builder = TrajectoryBuilder(1, normal(rng, d))
+        builder.add_step(normal(rng, d), None, 1.0)
+        assert loop.on_inference(builder.build()) == [None]
+    assert loop.metrics == InstantLoopMetrics(processed=2, rejected=2)
+    assert loop.adapters[0].info()["total"] == 0
+
+
+def test_bytes_that_are_no_trajectory_change_nothing(rng: np.random.Generator) -> None:
+    loop = InstantLoop(DIM)
+    record = encode(trajectory(rng, 1.0, 0.5))
+    assert loop.on_record(record) == [1.0, 0.5]
+    before = weights(loop.adapters, loop.instants)
+    for bad in (b"", record[:-1], record + b"\0", bytes(len(record))):
+        with pytest.raises(SonaCorruptError, match=r"^trajectory: "):
+            loop.on_record(bad)
+        with pytest.raises(SonaCorruptError, match=r"^trajectory: "):
+            loop.revise_record(bad, [1.0, 0.5], 0.0)
+    with pytest.raises(SonaValueError, match="learned: expected 2 rewards, got 1"):
+        loop.revise_record(record, [1.0], 0.0)
+    assert weights(loop.adapters, loop.instants) == before
+    assert loop.metrics == InstantLoopMetrics(processed=1, accumulated=2)
+    assert len(loop.drain_trajectories()) == 1
 
 
 @pytest.mark.parametrize(("every", "flushes"), [(0, 0), (1, 6), (2, 3), (4, 1)])

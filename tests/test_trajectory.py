@@ -362,6 +362,53 @@ def test_the_builder_records_in_order_and_times_by_its_clock() -> None:
     assert (second.reward, second.timestamp, second.expected, second.layer, second.x) == (None, 1000.5, None, 0, None)
 
 
+@given(st.data())
+def test_a_builder_holds_what_the_types_hold(data: st.DataObject) -> None:
+    """Step by step, in memory of its own: the caller may write over an array as soon as the call is over."""
+    draw = data.draw
+    d, id = draw(st.integers(1, 9)), draw(st.integers(0, 2**64 - 1))
+    times = draw(st.lists(st.floats(0, 1e6), min_size=8, max_size=8))
+    built, ended = (iter(sorted(times)) for _ in range(2))
+    query, steps = draw(vectors(d)), []
+    mine = query.copy()
+    builders = [TrajectoryBuilder(id, mine, clock=lambda times=times: next(times)) for times in (built, ended)]
+    mine[:] = math.nan
+    for now in sorted(times)[1 : 1 + draw(st.integers(0, 6))]:
+        step = TrajectoryStep(
+            draw(vectors(d)),
+            draw(st.none() | st.integers(0, 5).flatmap(vectors)),
+            draw(maybe),
+            now,
+            draw(maybe),
+            draw(st.integers(0, 2**32 - 1)),
+            draw(st.none() | vectors(d)),
+        )
+        steps.append(step)
+        for builder in builders:
+            v, w, x = (None if a is None else a.copy() for a in (step.activations, step.attention_weights, step.x))
+            builder.add_step(v, w, step.reward, expected=step.expected, layer=step.layer, x=x)
+            for a in (v, w, x):
+                if a is not None:
+                    a[:] = math.nan
+    quality, default = draw(maybe), draw(maybe)
+    want = QueryTrajectory(id, query, steps, quality, round((sorted(times)[1 + len(steps)] - min(times)) * 1e6))
+    if default is not None:
+        want = want.rewarded(default)
+    assert [len(builder) for builder in builders] == [len(steps)] * 2
+    assert plain(builders[0].build(quality, default_reward=default)) == plain(want)
+    assert builders[1].end(quality, default_reward=default) == encode(want)
+
+
+def test_a_builder_grows_with_its_steps() -> None:
+    builder = TrajectoryBuilder(3, np.zeros(2, np.float32), clock=Clock())
+    for i in range(1000):
+        builder.add_step([i, -i], range(i % 50), None, x=[i, i] if i % 3 else None)
+    t = builder.build()
+    assert [(s.activations.tolist(), 0 if s.attention_weights is None else len(s.attention_weights)) for s in t.steps] == [
+        ([i, -i], i % 50) for i in range(1000)
+    ]
+
+
 def test_the_real_clock_runs() -> None:
     assert 0 <= TrajectoryBuilder(1, [1.0]).build(1.0).latency_us < 60_000_000
 
@@ -381,10 +428,11 @@ def test_a_refused_step_leaves_the_trajectory_as_it_was() -> None:
     for activations, reward in (([1.0], 0.5), ([1.0, math.nan], 0.5), ([1.0, 2.0], math.nan)):
         with pytest.raises(SonaValueError):
             builder.add_step(activations, None, reward)
-    with pytest.raises(SonaValueError, match="final_quality"):
-        builder.build(math.nan)
-    with pytest.raises(SonaValueError, match="reward"):
-        builder.build(0.5, default_reward=math.inf)
+    for end in (builder.build, builder.end):
+        with pytest.raises(SonaValueError, match="final_quality"):
+            end(math.nan)
+        with pytest.raises(SonaValueError, match="reward"):
+            end(0.5, default_reward=math.inf)
     assert len(builder.build(0.5).steps) == 1
 
 
@@ -393,8 +441,9 @@ def test_what_is_built_is_closed() -> None:
     builder.build(0.5)
     with pytest.raises(SonaClosedError, match="trajectory 3"):
         builder.add_step([1.0], None, 0.5)
-    with pytest.raises(SonaClosedError, match="trajectory 3"):
-        builder.build(0.5)
+    for end in (builder.build, builder.end):
+        with pytest.raises(SonaClosedError, match="trajectory 3"):
+            end(0.5)
 
 
 def test_a_bad_query_is_refused_at_the_start() -> None:
@@ -558,6 +607,30 @@ def test_a_full_buffer_refuses_the_newest_and_counts() -> None:
     assert [t.id for t in buffer.drain()] == [0, 1]
     assert buffer.record(trajectory(step()))
     assert buffer.dropped_count == 2
+
+
+@given(trajectories())
+def test_a_record_is_kept_as_its_trajectory_is(t: QueryTrajectory) -> None:
+    buffer = TrajectoryBuffer(2)
+    assert buffer.put(encode(t))
+    assert buffer.record(t)
+    assert not buffer.put(encode(t))
+    assert [plain(back) for back in buffer.drain()] == [plain(t)] * 2
+
+
+@given(trajectories(), st.data())
+def test_bytes_that_are_no_record_are_refused(t: QueryTrajectory, data: st.DataObject) -> None:
+    """By every length they name; numbers and checksum are looked at when they come out."""
+    buffer, encoded = TrajectoryBuffer(2), encode(t)
+    with pytest.raises(SonaCorruptError):
+        buffer.put(data.draw(st.binary(max_size=100)))
+    with pytest.raises(SonaCorruptError):
+        buffer.put(sealed(encoded[12 : data.draw(st.integers(12, len(encoded) - 1))]))
+    with pytest.raises(SonaCorruptError):
+        buffer.put(sealed(encoded[12:] + data.draw(st.binary(min_size=1, max_size=40))))
+    with pytest.raises(SonaVersionError):
+        buffer.put(sealed(b"\2\0" + encoded[14:]))
+    assert (len(buffer), buffer.used_bytes, buffer.dropped_count) == (0, 0, 0)
 
 
 def test_bytes_bound_it_too() -> None:

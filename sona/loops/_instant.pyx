@@ -130,26 +130,13 @@ cdef class Instant:
               f"revise with change in [-1, 1], got change={change}, expected={expected}, weight={weight}")
         return step_dict(&report)
 
-    def learn(self, Adapter adapter not None, x, v, double reward, old=None, expected=None):
-        """
-        `step`, or `revise` where `old` is the reward that was learned before; without a report, for loops over outcomes on record.
-
-        Returns False, with nothing changed, for what they refuse with a SonaValueError.
-        """
-        cdef float probability = NAN if expected is None else <float> expected
-        cdef const float *a
-        cdef const float *b
+    cdef bint learn(self, Adapter adapter, const float *x, const float *v, float probability, double reward, object old) except -1:
+        """`step`, or `revise` where `old` is what was learned before. False, with nothing changed, where the numbers cannot be learned."""
         cdef sona_status status
-        if adapter.dim != self.dim or (expected is not None and probability != probability):
-            return False
-        for array in (x, v):
-            if not (isinstance(array, cnp.ndarray) and sona_is_input(array, 1) and cnp.PyArray_DIM(array, 0) == self.dim):
-                return False
-        a, b = <const float *> cnp.PyArray_DATA(x), <const float *> cnp.PyArray_DATA(v)
         if old is None:
-            status = sona_instant_step(self.handle, adapter.handle, a, b, probability, 0, <float> reward, 1, SONA_STEP_OWN, NULL)
+            status = sona_instant_step(self.handle, adapter.handle, x, v, probability, 0, <float> reward, 1, SONA_STEP_OWN, NULL)
         else:
-            status = sona_instant_revise(self.handle, adapter.handle, a, b, probability, 0, <float> (reward - <double> old), 1, NULL)
+            status = sona_instant_revise(self.handle, adapter.handle, x, v, probability, 0, <float> (reward - <double> old), 1, NULL)
         if status == SONA_ENOMEM:
             check(status, "learn")
         return status == SONA_OK

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from sona.adapters import Adapter
 from sona.errors import SonaValueError
 from sona.loops._instant import Instant
+from sona.loops._learn import learn_steps
+from sona.trajectory._record import encode
 from sona.trajectory.buffer import TrajectoryBuffer
-from sona.types import QueryTrajectory, TrajectoryStep
+from sona.types import QueryTrajectory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +102,14 @@ class InstantLoop:
         list of float or None
             The reward learned per step, None where there was nothing to learn from.
         """
+        return self.on_record(encode(trajectory))
+
+    def on_record(self, record: bytes) -> list[float | None]:
+        """`on_inference` of a trajectory that is bytes already: what `TrajectoryBuilder.end` and `sona.trajectory.encode` return."""
+        kept = self.buffer.put(record)
         self.metrics.processed += 1
-        if not self.buffer.record(trajectory):
-            self.metrics.dropped += 1
-        return [self._learn(trajectory, step, step.reward) for step in trajectory.steps]
+        self.metrics.dropped += not kept
+        return learn_steps(self, record, None, None)
 
     def revise(self, trajectory: QueryTrajectory, learned: Sequence[float | None], reward: float) -> list[float | None]:
         """
@@ -111,27 +117,11 @@ class InstantLoop:
 
         Takes and returns the reward learned per step, as `on_inference` does.
         """
-        return [self._learn(trajectory, step, reward, old) for step, old in zip(trajectory.steps, learned, strict=True)]
+        return self.revise_record(encode(trajectory), learned, reward)
 
-    def _learn(self, trajectory: QueryTrajectory, step: TrajectoryStep, reward: float | None, old: float | None = None) -> float | None:
-        """The reward that has been learned afterwards: `old` where the new one is unusable."""
-        if old is not None and reward == old:
-            return old
-        if reward is None or not 0 <= step.layer < len(self.adapters):
-            self.metrics.rejected += 1
-            return old
-        x = trajectory.query_embedding if step.x is None else step.x
-        if not self.instants[step.layer].learn(self.adapters[step.layer], x, step.activations, reward, old, step.expected):
-            self.metrics.rejected += 1
-            return old
-        if old is None:
-            self.metrics.accumulated += 1
-        else:
-            self.metrics.revised += 1
-        self._since_flush += 1
-        if self.config.flush_every and self._since_flush >= self.config.flush_every:
-            self.flush_updates()
-        return reward
+    def revise_record(self, record: bytes, learned: Sequence[float | None], reward: float) -> list[float | None]:
+        """`revise` of a trajectory that is bytes already."""
+        return learn_steps(self, record, learned, reward)
 
     def flush_updates(self) -> None:
         """Fold micro into base in every layer. The output does not change."""

@@ -1,7 +1,7 @@
-from typing import Final
+from typing_extensions import Buffer
 
 from sona.types import QueryTrajectory
 
-VERSION: Final = 1
-
 def encode(trajectory: QueryTrajectory) -> bytes: ...
+def decode(data: Buffer) -> QueryTrajectory: ...
+def measure_record(record: bytes) -> tuple[int, int]: ...

@@ -1,9 +1,8 @@
 """Ended trajectories on their way from requests to the learning loops."""
 
 from sona.errors import SonaTypeError, SonaValueError
-from sona.trajectory._record import encode
+from sona.trajectory._record import decode, encode, measure_record
 from sona.trajectory._ring import Ring
-from sona.trajectory.record import decode
 from sona.types import QueryTrajectory
 
 _LEAST_BYTES = 1024  # of a ring: less holds no trajectory worth the name
@@ -46,6 +45,18 @@ class TrajectoryBuffer:
         ring, or it takes more than half of the ring by itself.
         """
         return self._ring.push(encode(trajectory))
+
+    def put(self, record: bytes) -> bool:
+        """
+        `record` of a trajectory that is bytes already: what `TrajectoryBuilder.end` and `sona.trajectory.encode` return.
+
+        Raises
+        ------
+        SonaCorruptError, SonaVersionError
+            They are something else.
+        """
+        measure_record(record)
+        return self._ring.push(record)
 
     def drain(self) -> list[QueryTrajectory]:
         """The trajectories inside at the time of the call, oldest first; they are taken out."""
