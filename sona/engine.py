@@ -140,22 +140,15 @@ class SonaEngine:
         With `out`, a float32 array of the same shape, which may be x, the result is written there. Nothing is allocated where x is a
         C-contiguous float32 array that `out` does not overlap. Disabled, the result is x bit for bit.
         """
-        adapter = self._layer(layer)
-        return adapter.apply(x, out) if self._enabled else self._unchanged(x, out)
+        return self._layer(layer).apply(x, out, "both" if self._enabled else None)
 
     def apply_micro_lora(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
         """x + what the micro tier adds."""
-        adapter = self._layer(layer)
-        return adapter.apply(x, out, "micro") if self._enabled else self._unchanged(x, out)
+        return self._layer(layer).apply(x, out, "micro" if self._enabled else None)
 
     def apply_base_lora(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
         """x + what the base tier adds."""
-        adapter = self._layer(layer)
-        return adapter.apply(x, out, "base") if self._enabled else self._unchanged(x, out)
-
-    def _unchanged(self, x: Any, out: Floats | None) -> Floats:
-        """What the model alone would get: x, checked."""
-        return _start(coerce(x, (self.config.hidden_dim,), "x"), out)[0]
+        return self._layer(layer).apply(x, out, "base" if self._enabled else None)
 
     def apply_batch(self, x: Any, out: Floats | None = None, layer: int = 0) -> Floats:
         """x + delta(x) row by row, shape (n, hidden_dim). Releases the GIL."""

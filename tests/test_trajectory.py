@@ -528,6 +528,7 @@ def test_no_forged_record_reads_beyond_its_end_or_breaks_a_promise(t: QueryTraje
         (32, struct.pack("<d", math.inf)),  # final_quality
         (56 + 28, b"\xff\xff\xff\xff"),  # attention_weights
         (56 + 32, b"\2"),  # x
+        (56 + 36, b"\1"),  # reserved
         (56 + 0, struct.pack("<d", math.nan)),  # timestamp
         (12, b"\0\0"),  # version
     ],

@@ -124,11 +124,12 @@ cdef class Adapter:
 
     def apply(self, x, out=None, tier="both"):
         """
-        x + the part of delta(x) that tier 'base', 'micro' or 'both' adds, shape (dim,): in `out`, which may be x, or in a new array.
+        x + the part of delta(x) that tier 'base', 'micro' or 'both' adds, or x alone for None: shape (dim,), in `out`, which may be x, or
+        in a new array.
 
         Unlike `forward` it refuses NaN and infinity, and writes nothing then.
         """
-        cdef sona_tier which = tier_named(tier)
+        cdef sona_tier which = SONA_BOTH if tier is None else tier_named(tier)
         if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim
                 and self._is_short(<const float *> cnp.PyArray_DATA(x))):
             x = coerce(x, (self.dim,), "x")
@@ -142,7 +143,8 @@ cdef class Adapter:
             x = x.copy()
             a = <const float *> cnp.PyArray_DATA(x)
         memcpy(b, a, self.dim * sizeof(float))
-        sona_adapter_forward(self.reader, which, a, b)
+        if tier is not None:
+            sona_adapter_forward(self.reader, which, a, b)
         return out
 
     cdef bint _is_short(self, const float *x) noexcept:

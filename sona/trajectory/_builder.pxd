@@ -11,4 +11,4 @@ cdef class TrajectoryBuilder:
     cdef size_t size, room  # bytes used and allocated
     cdef bint ended
     cdef char *reserve(self, size_t more) except NULL
-    cdef int fill(self, double reward) noexcept
+    cdef void fill(self, char *record, double reward) noexcept

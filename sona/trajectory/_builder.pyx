@@ -1,7 +1,7 @@
 """Records the steps of one request while it runs."""
 
 cimport numpy as cnp
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.math cimport isnan
 from libc.stdint cimport uint64_t
@@ -9,7 +9,7 @@ from libc.stdint cimport uint64_t
 from sona._fields cimport finite, is_empty, natural
 from sona._vector cimport checked
 from sona.trajectory._record cimport (
-    HEAD, PRELUDE, STEP, decoded, or_nan, read_step, seal, sona_copy_floats, sona_put_double, step_head, step_size, write_head, write_step,
+    HEAD, PRELUDE, STEP, decoded, or_nan, read_step, seal, sona_copy_floats, step_head, step_size, write_head, write_step,
 )
 
 import time
@@ -60,8 +60,7 @@ cdef class TrajectoryBuilder:
         if more > self.room - self.size or self.data == NULL:
             if more >= (<uint64_t> 1 << 32) - self.size:
                 raise SonaValueError(f"trajectory: expected less than 4 GiB, got {self.size + more} bytes")
-            room = self.size + more + 2 * (STEP + 4 * self.d)  # for two more steps, or twice as much as before
-            room = max(room, 2 * self.room)
+            room = max(self.size + more + STEP + 4 * self.d, 2 * self.room)  # for one more step at least
             data = <char *> PyMem_Realloc(self.data, room)
             if data == NULL:
                 raise MemoryError(f"trajectory of {room} bytes")
@@ -129,23 +128,25 @@ cdef class TrajectoryBuilder:
         cdef uint64_t latency_us = natural(round((self.clock() - self.start) * 1e6), 64, "latency_us")
         cdef double quality = or_nan(None if final_quality is None else finite(final_quality, "final_quality"))
         if default_reward is not None:
-            self.fill(finite(default_reward, "reward"))
-        write_head(self.data + PRELUDE, self.id, latency_us, quality, self.d, self.steps)
+            default_reward = finite(default_reward, "reward")
         record = PyBytes_FromStringAndSize(self.data, self.size)
+        write_head(PyBytes_AS_STRING(record) + PRELUDE, self.id, latency_us, quality, self.d, self.steps)
+        if default_reward is not None:
+            self.fill(PyBytes_AS_STRING(record), default_reward)
         seal(record)
         self.ended = True
         return record
 
-    cdef int fill(self, double reward) noexcept:
+    cdef void fill(self, char *record, double reward) noexcept:
         """Give it to the steps that have none."""
-        cdef size_t at = PRELUDE + HEAD + 4 * self.d, _
+        cdef char *at = record + PRELUDE + HEAD + 4 * self.d
         cdef step_head head
+        cdef size_t _
         for _ in range(self.steps):
-            head = read_step(self.data + at)
-            if isnan(head.reward):
-                sona_put_double(self.data + at + 8, reward)
+            head = read_step(at)
+            head.reward = reward if isnan(head.reward) else head.reward
+            write_step(at, &head)
             at += step_size(&head, self.d)
-        return 0
 
     def build(self, final_quality=None, *, default_reward=None):
         """End the trajectory; takes and refuses what `end` does."""
