@@ -1,4 +1,4 @@
-"""What a policy is worth: regret of a stream, and off-policy estimates from logged decisions. numpy in, plain values out.
+"""Off-policy estimates: what a policy would have earned, from logged decisions. numpy in, plain values out.
 
 The estimates refuse, with the reason, where a number would mislead: absent or zero propensities, fewer than 30 effective rewards, a log
 that never drew the arms that the policy wants. With few effective rewards an interval from the sample variance is far too narrow
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sona.errors import SonaTypeError, SonaValueError
+from sona.metrics._checks import FloatArray, vector
 
-FloatArray = npt.NDArray[np.float64]
-Method = Literal["replay", "ips", "snips"]
+Method = Literal["replay", "ips", "snips", "dr"]
 
 MIN_EFFECTIVE = 30.0  # fewer, and the variance itself is not estimated
 MAX_UNSUPPORTED = 0.01  # a share s of rows without support shifts the value by up to s
@@ -34,7 +34,7 @@ class Estimate:
         Point estimate and interval, inside the declared reward range.
     n_effective : float
         Matched rewards (replay), or the effective number of them (sum w)^2 / sum w^2.
-    method : {"replay", "ips", "snips"}
+    method : {"replay", "ips", "snips", "dr"}
     confidence : float
         Nominal coverage of [low, high].
     """
@@ -45,23 +45,6 @@ class Estimate:
     n_effective: float
     method: Method
     confidence: float = 0.95
-
-
-def cumulative_regret(reward: npt.ArrayLike, best: npt.ArrayLike = 1.0) -> FloatArray:
-    """Running sum of ``best - reward``, (n,). ``best`` is the expected reward of the right arm, one number or one per round."""
-    rewards = _vector("reward", reward)
-    return np.cumsum(np.broadcast_to(np.asarray(best, np.float64), rewards.shape) - rewards)
-
-
-def rolling_mean(values: npt.ArrayLike, window: int) -> FloatArray:
-    """Mean of the last ``window`` values at each position, (n,); of all values so far while there are fewer."""
-    series = _vector("values", values)
-    if window < 1:
-        raise SonaValueError(f"expected window >= 1, got {window}")
-    total = np.concatenate([[0.0], np.cumsum(series)])
-    end = np.arange(1, len(series) + 1)
-    start = np.maximum(end - window, 0)
-    return np.asarray((total[end] - total[start]) / (end - start), np.float64)
 
 
 def replay_estimate(
@@ -170,13 +153,66 @@ def snips(
     return _estimate(value, interval, effective, "snips", low, high, confidence)
 
 
+def doubly_robust(
+    reward: npt.ArrayLike,
+    propensity_logged: npt.ArrayLike,
+    probability_target: npt.ArrayLike,
+    predicted_logged: npt.ArrayLike,
+    predicted_target: npt.ArrayLike,
+    *,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    confidence: float = 0.95,
+) -> Estimate:
+    """Mean of m + w (r - p): a model's promise, corrected by IPS on what it got wrong (Dudik, Langford & Li, ICML 2011).
+
+    Unbiased for the same logs as IPS whatever the model, as long as no prediction has seen its own row's reward; the better the model,
+    the narrower the interval. That is Student's t with as many degrees of freedom as there are effective rewards, and at either end, as in
+    Fay & Feuer's, one more row with the largest weight and residual that the log allows.
+
+    Parameters
+    ----------
+    reward, propensity_logged, probability_target :
+        As for :func:`ips`.
+    predicted_logged : (n,) float
+        p, the reward that the model predicts for the arm that the log shows; in the reward range.
+    predicted_target : (n,) float
+        m = sum_a probability_target(a) predicted(a), the model's prediction for the policy: for a greedy one that of the arm it picks.
+
+    Raises
+    ------
+    SonaValueError
+        As for :func:`ips`; also predictions that are absent or outside the reward range.
+    """
+    low, high = _range(reward_range)
+    rewards, weights, largest = _weights(reward, propensity_logged, probability_target, low, high)
+    predicted = _predictions("predicted_logged", predicted_logged, len(rewards), low, high)
+    promised = _predictions("predicted_target", predicted_target, len(rewards), low, high)
+    effective = _check_effective(_kish(weights), "effective rewards")
+    _check_average(weights)
+    n, terms = len(rewards), promised + weights * (rewards - predicted)
+    value, variance = float(terms.mean()), float(terms.var(ddof=1)) / len(terms)
+    over, under = largest * float((1 - predicted).max()) / n, largest * float(predicted.max()) / n
+    quantile = _t_quantile(effective, confidence)
+    interval = value - under - quantile * (variance + under**2) ** 0.5, value + over + quantile * (variance + over**2) ** 0.5
+    return _estimate(value, interval, effective, "dr", low, high, confidence)
+
+
+def _predictions(name: str, values: npt.ArrayLike, n: int, low: float, high: float) -> FloatArray:
+    array = vector(name, values)
+    if len(array) != n:
+        raise SonaValueError(f"expected {n} rewards in {name}, got {len(array)}")
+    if array.min() < low or array.max() > high:
+        raise SonaValueError(f"expected {name} in [{low:g}, {high:g}], got {array.min():g} to {array.max():g}")
+    return (array - low) / (high - low)
+
+
 def _weights(
     reward: npt.ArrayLike, propensity_logged: npt.ArrayLike, probability_target: npt.ArrayLike, low: float, high: float
 ) -> tuple[FloatArray, FloatArray, float]:
     """Rewards mapped to [0, 1], importance weights, and the largest weight that any row of the log could have had."""
     rewards = _unit_rewards(reward, low, high)
     propensity = _propensity(propensity_logged, len(rewards))
-    target = _vector("probability_target", probability_target)
+    target = vector("probability_target", probability_target)
     if len(target) != len(rewards):
         raise SonaValueError(f"expected {len(rewards)} target probabilities, got {len(target)}")
     if target.min() < 0 or target.max() > 1:
@@ -214,12 +250,17 @@ def _check_effective(effective: float, what: str) -> float:
     return effective
 
 
+def _t_quantile(effective: float, confidence: float) -> float:
+    from scipy import special
+
+    return float(special.stdtrit(effective - 1, 0.5 + confidence / 2))
+
+
 def _t_shrinkage(effective: float, confidence: float) -> float:
     """Squared ratio of the normal to the Student quantile: what estimating the variance from few rewards costs."""
     from scipy import special
 
-    upper = 0.5 + confidence / 2
-    return float((special.ndtri(upper) / special.stdtrit(effective - 1, upper)) ** 2)
+    return float((special.ndtri(0.5 + confidence / 2) / _t_quantile(effective, confidence)) ** 2)
 
 
 def _binomial_interval(successes: float, trials: float, confidence: float) -> tuple[float, float]:
@@ -257,20 +298,8 @@ def _range(reward_range: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
-    try:
-        array = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise SonaTypeError(f"expected {name} as numbers: {error}") from None
-    if array.ndim != 1 or not len(array):
-        raise SonaValueError(f"expected {name} of shape (n,) with n >= 1, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise SonaValueError(f"expected finite {name}, got {int((~np.isfinite(array)).sum())} values that are not")
-    return array
-
-
 def _unit_rewards(reward: npt.ArrayLike, low: float, high: float) -> FloatArray:
-    rewards = _vector("reward", reward)
+    rewards = vector("reward", reward)
     if rewards.min() < low or rewards.max() > high:
         raise SonaValueError(f"expected rewards in [{low:g}, {high:g}], got {rewards.min():g} to {rewards.max():g}")
     return (rewards - low) / (high - low)
