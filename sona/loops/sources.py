@@ -11,7 +11,12 @@ from sona.errors import SonaTypeError, SonaValueError
 from sona.loops.ruling import at_least, between
 
 TRIM = 0.1  # of the sources, at either end: 2 of 20
-LOOKS = 1.25  # the veto may be lifted only when so many times the rows of the last look are there
+# Looks at the bound come when there are GROWTH times the rows of the last one, each at alpha / LOOKS. There are 16 up to 32,000 rows, but
+# they are correlated. Simulated with 20 sources of which one colludes on 40 % of the traffic, alpha = .05: the veto is lifted in 2 %
+# of the trials at a loss of one point and in 12 % at the tolerance itself (9 and 35 % at LOOKS = 1); LOOKS = 16 would halve the gains of
+# one point that are found within 10,000.
+GROWTH = 1.25
+LOOKS = 5
 MAX_SOURCES = 4096
 
 
@@ -57,6 +62,7 @@ class SourceVeto:
         In reward per decision, as for `Duel`.
     min_sources, min_rows : int
     alpha : float
+        Level of the test; a fifth of it at each look.
 
     Notes
     -----
@@ -92,14 +98,14 @@ class SourceVeto:
             bound = self.evidence["bound"]
             self._vetoed = bound is not None and bound <= -self.tolerance
             if bound is not None:
-                self._look_at = math.ceil(LOOKS * self._n)
+                self._look_at = math.ceil(GROWTH * self._n)
         return self._vetoed
 
     @property
     def evidence(self) -> dict[str, Any]:
         """Plain numbers: sources with enough decisions, their trimmed mean and its lower bound (None with too few), rows, tolerance."""
         means = [self._total[s] / n for s, n in self._rows.items() if n >= self.min_rows]
-        mean, bound = trimmed_bound(means, self.alpha) if len(means) >= self.min_sources else (None, None)
+        mean, bound = trimmed_bound(means, self.alpha / LOOKS) if len(means) >= self.min_sources else (None, None)
         return {"sources": len(means), "mean": mean, "bound": bound, "rows": self._n, "tolerance": self.tolerance}
 
     def state(self) -> dict[str, Any]:
