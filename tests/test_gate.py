@@ -147,6 +147,10 @@ def test_models_that_never_differ_are_not_worth_a_change() -> None:
     assert 1000 <= play(duel, [("both", 1.0)] * 3000) < 1500
     assert duel.verdict == "reject"
     assert "does not gain 0.5 points" in duel.ruling.reason
+    late = Duel(n_min=5000)
+    assert play(late, [("both", 1.0)] * 5000) == 5000
+    assert min(late.evidence["accept_wealth"] or 0, late.evidence["reject_wealth"] or 0) > 20  # neither a loss nor worth it
+    assert late.verdict == "reject"
 
 
 def test_nothing_is_decided_before_n_min_and_something_is_at_n_max() -> None:
@@ -313,7 +317,7 @@ def test_a_burst_of_inverted_rewards_decides_nothing() -> None:
 
 @pytest.mark.slow
 def test_type_one_error_at_any_stopping_time() -> None:
-    for level, differ in ((0.5, 0.2), (0.9, 0.1), (0.3, 0.4)):
+    for level, differ in ((0.5, 0.2), (0.9, 0.1)):
         accepted = share("accept", 300, lambda rng, a=level, d=differ: traffic(rng, 32_000, -0.002, level=a, differ=d))
         assert accepted <= 0.05, (level, differ, accepted)
 
@@ -387,7 +391,8 @@ def test_a_few_rows_without_a_draw_count_at_their_worst(rng: np.random.Generator
     differ = np.flatnonzero(log["candidate"] != log["incumbent"])[:9]
     few = logged_duel(**changed(log, "propensity", np.nan, differ), least_propensity=0.1, n_min=3000)  # type: ignore[arg-type]
     all_known = logged_duel(**log, least_propensity=0.1, n_min=3000)  # type: ignore[arg-type]
-    assert few.evidence["blind"] == 9
+    assert (few.evidence["blind"], few.evidence["n"]) == (9, 3000)
+    assert few.evidence["differing"] == all_known.evidence["differing"] - 9
     assert few.evidence["accept_wealth"] < all_known.evidence["accept_wealth"]
     bets = Bets(0.002, 0.005)
     bets.blind((10.0, 10.0))
@@ -573,6 +578,14 @@ def test_a_minority_of_sources_does_not_carry_an_acceptance() -> None:
     assert heard(SourceVeto(min_rows=19), {f"s{k}": -1.0 for k in range(30)}, rows=19).vetoes()
 
 
+def test_the_bound_is_held_against_the_tolerance_at_a_fifth_of_the_level(rng: np.random.Generator) -> None:
+    assert not heard(SourceVeto(), {f"s{k}": -0.001 for k in range(20)}).vetoes()
+    assert heard(SourceVeto(tolerance=0.0009), {f"s{k}": -0.001 for k in range(20)}).vetoes()
+    means = dict(zip((f"s{k}" for k in range(20)), rng.normal(size=20).tolist(), strict=True))
+    found = heard(SourceVeto(), means).evidence
+    assert (found["mean"], found["bound"]) == pytest.approx(trimmed_bound(list(means.values()), 0.01))
+
+
 def test_a_veto_is_reconsidered_with_a_quarter_more_rows() -> None:
     veto = heard(SourceVeto(), {f"s{k}": -0.1 for k in range(20)})  # 400 rows
     assert veto.vetoes()
@@ -642,6 +655,9 @@ def test_the_gate_alone_is_the_duel(rng: np.random.Generator) -> None:
         assert gate.verdict == duel.verdict
         assert gate.ruling.reason == duel.ruling.reason
         assert gate.ruling.evidence["duel"] == duel.evidence
+        before = gate.state()
+        assert gate.record("candidate", 0.5, "late") == 0
+        assert gate.state() == before
 
 
 def test_screen_and_tasks_reject_and_nothing_moves_after() -> None:

@@ -38,6 +38,7 @@ def test_forgetting_counts_from_the_best_accuracy_and_transfer_from_the_first() 
     gained = [[0.5, 0.0, 0.0], [0.8, 0.5, 0.0], [0.7, 0.5, 0.5]]
     assert backward_transfer(gained) == pytest.approx(0.1)  # task 1 ended above where it was learned
     assert forgetting(gained) == pytest.approx(0.05)  # and below where it had been
+    assert forgetting([[0.5, 0.0], [0.8, 0.5]]) == pytest.approx(-0.3)  # the last row is no earlier one
 
 
 def test_a_learner_that_learns_nothing_has_no_negative_transfer_and_its_summary_says_why() -> None:

@@ -182,7 +182,7 @@ class Duel:
     two betting tests run, one against D <= -tolerance and one against D >= margin. "accept" and "reject" come when the wealth of one
     reaches 1 / alpha after at least n_min decisions ("reject" if both do), "expired" at n_max. At any stopping time a candidate that
     loses the tolerance or more is accepted with probability at most alpha, and one that gains the margin or more is rejected with at most
-    alpha, as long as rewards are honest and late or absent ones are so regardless of their value.
+    alpha, as long as rewards are honest and those that come late or never do so regardless of their value and of the side.
 
     Parameters
     ----------
