@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sona.loops.duel import BETS, Duel
-from sona.loops.gate import Gate, GateConfig
+from sona.loops.gate import Gate, GateConfig, screen
 
 Verdicts = NDArray[np.int64]  # 1 accepted, -1 rejected, 0 neither
 
@@ -219,14 +219,41 @@ def sources(trials: int, seed: int) -> Iterator[Row]:
             yield Row(f"accepted at D = +{100 * gain:g}", f"{world.name}, 20 honest sources", figure, *target)
 
 
+def screens(trials: int, seed: int) -> Iterator[Row]:
+    """Models see the logit of the shown arm through noise: how many candidates are rejected that see it as well, better, or negated."""
+
+    def share(success: tuple[float, float], n: int, noise: float | None) -> float:
+        rejected = 0
+        for k in range(trials):
+            rng = np.random.default_rng(seed + k)
+            logit = rng.normal(1, 1.5, n)
+            right = rng.random(n) < 1 / (1 + np.exp(-logit))
+            reward = (rng.random(n) < np.where(right, *success)).astype(float)
+            seen = [-logit if blur is None else logit + blur * rng.normal(size=n) for blur in (noise, 1.0)]
+            candidate, incumbent = (1 / (1 + np.exp(-x)) for x in seen)
+            rejected += screen(candidate, incumbent, reward).verdict == "reject"
+        return rejected / trials
+
+    for success in ((1.0, 0.0), (0.5, 0.2)):
+        for n in (500, 2000):
+            setting = f"{World(0, success).name}, {n} rows"
+            same, better = share(success, n, 1.0), share(success, n, 0.5)
+            yield Row("screened out: as good", setting, percent(same), "<= 7 %", same <= 0.07)
+            yield Row("screened out: better", setting, percent(better), "<= 1 %", better <= 0.01)
+            yield Row("screened out: turned round", setting, percent(share(success, n, None)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=400, help="per setting of the duel; an eighth of it per setting of the sources")
+    parser.add_argument(
+        "--trials", type=int, default=400, help="per setting of the duel; a 16th of it of the sources, half of it of the screen"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     options = parser.parse_args()
     start, rows = perf_counter(), []
-    for part, trials in ((type_one, options.trials), (power, options.trials), (bursts, options.trials), (sources, options.trials // 8)):
+    many, few = options.trials, max(options.trials // 16, 1)
+    for part, trials in ((type_one, many), (power, many), (bursts, many), (sources, few), (screens, many // 2)):
         rows += part(trials, options.seed)
         print(f"{part.__name__}: {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     lines = [("what", "setting", "figure", "target", "met")]
@@ -235,7 +262,9 @@ def main() -> int:
     for line in (lines[0], ["-" * w for w in width], *lines[1:]):
         print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
     judged = [r for r in rows if r.met is not None]
-    print(f"\n{options.trials} trials a setting; {sum(bool(r.met) for r in judged)} of {len(judged)} met, {perf_counter() - start:.0f} s")
+    print(
+        f"\n{options.trials} trials a setting of the duel; {sum(bool(r.met) for r in judged)} of {len(judged)} met, {perf_counter() - start:.0f} s"
+    )
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     return 0
