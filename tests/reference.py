@@ -186,7 +186,7 @@ class Shown:
     reward: float | None = None
     probability: float = 0.0
     weight: float = 1.0
-    trust: tuple[float, float] = (0.0, 0.0)  # what it added to trust and to its variance
+    trust: tuple[float, float] | None = (0.0, 0.0)  # what it added to trust and to its variance; None where that is forgotten
     step: int = 0
     arm_step: int = 0
     pair: Pair | None = None
@@ -297,7 +297,8 @@ class PolicyRule:
         change = reward - d.reward
         if stands:
             self.delta.append(d.pair.up, d.pair.down, -d.pair.gain, d.pair.offset)
-        self.trust.take_back(*d.trust)
+        if d.trust is not None:
+            self.trust.take_back(*d.trust)
         pi, v = self._direction(d)
         margin, frozen = self._margins(d)
         if d.own:
@@ -311,7 +312,8 @@ class PolicyRule:
             _, d.pair = self.instant.step(self.delta, d.x, v, reward, pi, rate=rate, weight=d.weight, again=True)
         else:
             _, d.pair = self.instant.revise(self.delta, d.x, v, change, pi, rate=rate, weight=d.weight)
-        d.trust = self.trust.update(margin, frozen, confidence, reward, d.weight)
+        if d.trust is not None:
+            d.trust = self.trust.update(margin, frozen, confidence, reward, d.weight)
         if reward > 0:
             self.trust.barren = -1
         d.reward = reward

@@ -286,7 +286,7 @@ def test_a_revision_after_a_restart_applies_the_difference_once(tmp_path: Path) 
             assert router.feedback(d.id, same)
         np.testing.assert_allclose(looks(router), looks_of(rule), atol=1e-4)
         assert router.feedback(d.id, reward)
-        shown.own = False  # what it did to the success rate is forgotten
+        shown.own, shown.trust = False, None  # what it did to the success rate and to trust is forgotten
         rule.revise(shown, reward, stands=False)
         np.testing.assert_allclose(looks(router), looks_of(rule), atol=1e-4)
         assert router.stats()["revised"] == 1
@@ -297,7 +297,7 @@ def test_a_revision_after_a_restart_applies_the_difference_once(tmp_path: Path) 
 
 def looks_of(rule: PolicyRule) -> Array:
     x = [x for x, _ in (Clusters(77).draw() for _ in range(40))]
-    return np.stack([row + rule.delta(row) for row in x])
+    return np.stack([rule.trust.value * row + rule.delta(row) for row in x])
 
 
 def test_decisions_that_memory_has_no_room_for_are_found_in_the_store(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
     p->trust = now;
     return status;
   }
-  if (d->own && !isnan(outcome->probability)) { /* first, so that the new step sees the calibration it would have seen */
+  const int forgotten = isnan(outcome->probability); /* what the old reward did to calibration and trust: a restart lay between */
+  if (d->own && !forgotten) { /* first, so that the new step sees the calibration it would have seen */
     arm_record *record = &p->records[d->arm];
     sona_instant_recalibrate(p->instant, outcome->probability, change, outcome->step);
     if (record->choices >= outcome->arm_step)
@@ -175,7 +176,7 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
     return status;
   }
   const sona_trust before = p->trust;
-  sona_trust_update(&p->trust, v.margin, v.frozen, confidence, reward, outcome->weight);
+  if (!forgotten) sona_trust_update(&p->trust, v.margin, v.frozen, confidence, reward, outcome->weight);
   outcome->trust = (float)(p->trust.value - before.value);
   outcome->doubt = (float)(p->trust.variance - before.variance);
   if (reward > 0) p->trust.barren = -1;
