@@ -262,9 +262,8 @@ def main() -> int:
     for line in (lines[0], ["-" * w for w in width], *lines[1:]):
         print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
     judged = [r for r in rows if r.met is not None]
-    print(
-        f"\n{options.trials} trials a setting of the duel; {sum(bool(r.met) for r in judged)} of {len(judged)} met, {perf_counter() - start:.0f} s"
-    )
+    met = f"{sum(bool(r.met) for r in judged)} of {len(judged)} met"
+    print(f"\n{options.trials} trials a setting of the duel; {met}, {perf_counter() - start:.0f} s")
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     return 0
