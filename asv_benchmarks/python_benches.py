@@ -28,9 +28,9 @@ from timing import Code, interleave
 from sona import Adapter, BaseLoRA, Instant, MicroLoRA, Ring, Router, SonaConfig, SonaEngine
 from sona._kernels import Kernels
 from sona.demo.linucb import LinUCB
+from sona.ewc import EwcPlusPlus, LowRankEwc
 from sona.patterns import PatternConfig, ReasoningBank
 from sona.patterns.clusters import one_thread
-from sona.ewc import EwcPlusPlus, LowRankEwc
 
 F32 = NDArray[np.float32]
 
