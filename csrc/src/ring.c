@@ -2,8 +2,6 @@
 #define SONA_RING_CALL extern
 #include "sona/ring.h"
 
-#include <string.h>
-
 /* An address that differs between running threads. */
 static const void *here(void) {
   static _Thread_local char mark;
@@ -27,15 +25,16 @@ static sona_status create(const sona_ring_options *options, size_t record, sona_
   ring->data = data;
   ring->mask = capacity - 1;
   ring->header = record ? 0 : SONA_RING_HEADER;
+  ring->slot = record ? sona_ring_round_up(record) : SONA_RING_HEADER;
   ring->min_record = record;
   ring->max_record = record ? record : capacity / 2 - SONA_RING_HEADER;
   ring->max_records = options->max_records;
   ring->own_producer = options->own_producer;
-  ring->guarded = options->own_producer || options->max_records;
+  ring->quick_min = options->own_producer || options->max_records ? SIZE_MAX : record;
   ring->block = block;
-  ring->next = ring->room = first;
+  ring->run = first + (capacity - (first & ring->mask));
   ring->limit = first + capacity;
-  ring->front = ring->after = ring->seen = first;
+  ring->after = ring->ready = ring->seen = first;
   /* Plain initialisation: whatever hands the ring to the second thread publishes it. */
   atomic_init(&ring->owner, NULL);
   atomic_init(&ring->tail, first);
@@ -73,32 +72,53 @@ static sona_status drop(sona_ring *ring) {
   return SONA_EFULL;
 }
 
-sona_status sona_ring_admit(sona_ring *ring) {
+sona_status sona_ring_reserve_slowly(sona_ring *ring, size_t size, void **record) {
+  if (size < ring->min_record || size > ring->max_record) return SONA_EINVAL;
   if (ring->own_producer && !owns_producer(ring)) return SONA_EINVAL;
-  /* relaxed: pushed is the own counter, popped only a number; the bytes of the records it counts are guarded by head. */
-  size_t records = atomic_load_explicit(&ring->pushed, memory_order_relaxed) - atomic_load_explicit(&ring->popped, memory_order_relaxed);
-  return ring->max_records && records >= ring->max_records ? drop(ring) : SONA_OK;
-}
-
-sona_status sona_ring_make_room(sona_ring *ring, size_t need) {
-  size_t to_end = ring->mask + 1 - (ring->next & ring->mask); /* >= 8: a mark fits */
+  if (ring->max_records && sona_ring_records(ring) >= ring->max_records) return drop(ring);
+  size_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed); /* relaxed: own index */
+  size_t need = ring->header + sona_ring_round_up(size);
+  size_t to_end = ring->mask + 1 - (tail & ring->mask); /* >= 8: a mark fits */
   size_t skip = need > to_end ? to_end : 0;
-  if (ring->limit - ring->next < skip + need) {
+  if (ring->limit - tail < skip + need) {
     /* acquire, with the release store of head in sona_ring_release: its reads are done before these bytes are written again. */
     ring->limit = atomic_load_explicit(&ring->head, memory_order_acquire) + ring->mask + 1;
-    if (ring->limit - ring->next < skip + need) return drop(ring);
+    if (ring->limit - tail < skip + need) return drop(ring);
   }
-  if (skip && ring->header) *sona_ring_size_at(ring, ring->next) = SONA_RING_SKIP;
-  ring->next += skip; /* for good, even if this reservation is forgotten */
+  if (skip && ring->header) *sona_ring_size_at(ring, tail) = SONA_RING_SKIP;
+  ring->skip = skip;
+  ring->run = skip ? tail : ring->limit - tail < to_end ? ring->limit : tail + to_end;
+  ring->reserved = tail + skip;
+  ring->room = need;
+  *record = ring->data + ((tail + skip) & ring->mask) + ring->header;
   return SONA_OK;
 }
 
-sona_status sona_ring_push(sona_ring *ring, const void *data, size_t size) {
+sona_status sona_ring_push_slowly(sona_ring *ring, const void *data, size_t size) {
   void *record;
-  sona_status status = sona_ring_reserve(ring, size, &record);
+  sona_status status = sona_ring_reserve_slowly(ring, size, &record);
   if (status != SONA_OK) return status;
   if (size) memcpy(record, data, size);
   return sona_ring_commit(ring, size);
+}
+
+int sona_ring_look(sona_ring *ring) {
+  size_t head = atomic_load_explicit(&ring->head, memory_order_relaxed); /* relaxed: own index */
+  if (head == ring->seen) {
+    /* acquire, with the release store of tail in sona_ring_publish. */
+    ring->seen = atomic_load_explicit(&ring->tail, memory_order_acquire);
+    if (head == ring->seen) return 0;
+  }
+  ring->ready = ring->seen;
+  size_t to_end = ring->mask + 1 - (head & ring->mask);
+  if (ring->header || ring->seen - head <= to_end) return 1;
+  if (ring->slot <= to_end) {
+    ring->ready = head + to_end / ring->slot * ring->slot;
+  } else {
+    /* What was skipped is free at once.  release, with the acquire load of head in sona_ring_reserve_slowly, as in sona_ring_release. */
+    atomic_store_explicit(&ring->head, head + to_end, memory_order_release);
+  }
+  return 1;
 }
 
 int sona_ring_pop(sona_ring *ring, void *data, size_t room, size_t *size) {
@@ -123,10 +143,14 @@ size_t sona_ring_used(const sona_ring *ring) {
 }
 
 size_t sona_ring_records(const sona_ring *ring) {
-  /* acquire, with the release store of popped in sona_ring_release: pushed, read next, is then not older.  relaxed: only a number. */
-  size_t popped = atomic_load_explicit(&ring->popped, memory_order_acquire);
-  size_t records = atomic_load_explicit(&ring->pushed, memory_order_relaxed) - popped;
-  size_t most = ring->max_records ? ring->max_records : (ring->mask + 1) / 8; /* every record takes at least 8 bytes */
+  size_t most = ring->max_records ? ring->max_records : (ring->mask + 1) / ring->slot, records;
+  if (ring->header) {
+    /* acquire, with the release store of popped in sona_ring_release: pushed, read next, is then not older.  relaxed: only a number. */
+    size_t popped = atomic_load_explicit(&ring->popped, memory_order_acquire);
+    records = atomic_load_explicit(&ring->pushed, memory_order_relaxed) - popped;
+  } else {
+    records = sona_ring_used(ring) / ring->slot; /* what is skipped at the end of the ring is less than a slot */
+  }
   return records < most ? records : most;
 }
 

@@ -24,7 +24,7 @@ extern "C" {
 
 #define SONA_RING_HEADER 8 /* bytes in front of each record */
 
-/* In C the four calls that every record passes are inline (sona/ring_inline.h, private, like the fields of the struct): a call costs
+/* In C the five calls that every record passes are inline (sona/ring_inline.h, private, like the fields of the struct): a call costs
  * about as much as their work.  C++ links them from the library.  Recompile what includes this header when the library changes. */
 #ifndef SONA_RING_CALL
 #ifdef __cplusplus
@@ -65,8 +65,8 @@ SONA_RING_CALL sona_status sona_ring_reserve(sona_ring *ring, size_t size, void 
  * it (rounded up to 8) or is not the fixed one; nothing is published then. */
 SONA_RING_CALL sona_status sona_ring_commit(sona_ring *ring, size_t size);
 
-/* [producer] Reserve, copy, commit.  data may be NULL when size is 0. */
-sona_status sona_ring_push(sona_ring *ring, const void *data, size_t size);
+/* [producer] Reserve, copy, commit in one: a little faster for small records.  data may be NULL when size is 0. */
+SONA_RING_CALL sona_status sona_ring_push(sona_ring *ring, const void *data, size_t size);
 
 /* ---- consumer ---- */
 
