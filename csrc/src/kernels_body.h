@@ -156,6 +156,8 @@ static void ewc_pull(float *g, const float *f, const float *w, const float *anch
 #undef STEP
 }
 
+/* Bound by the divider.  A reciprocal estimate and a Newton step would take 0.88 of the time, but miss the quotient by up to 3 ulp, and
+ * infinity by a NaN; with a second step that mends the rounding it takes 1.28. */
 static void ewc_scale(float *g, const float *f, float lambda, size_t n) {
   const vf l = vf_set1(lambda), one = vf_set1(1.0f);
 #define STEP(i, k) store(g + (i), vf_div(load(g + (i), k), vf_add(one, vf_mul(l, load(f + (i), k)))), k)
@@ -214,11 +216,21 @@ __attribute__((noinline)) static void lora_many(const sona_lora *w, const float 
   }
 }
 
+/* y += (c a) sum.  The products are made while sum is still on its way, so that nothing but the last step waits for it: 6 % of a call at
+ * d=1024. */
+static inline void add_scaled(vf c, vf sum, const float *a, float *y, size_t n) {
+#define STEP(i, k) store(y + (i), vf_fma(sum, vf_mul(c, load(a + (i), k)), load(y + (i), k)), k)
+  SWEEP(n, STEP);
+#undef STEP
+}
+
 /* Two sweeps: the request path is bound by its loads and stores, and this makes each of them once. */
 static void lora_forward(const sona_lora *w, const float *x, float *y) {
   const size_t n = w->dim, ld = w->ld;
   if (w->rank == 1) {
-    add_1(coefficient(w, 0, dot_1(w->down, x, n)), w->up, y, n);
+    vf s = dot_1(w->down, x, n);
+    if (w->offset) s = vf_add(s, vf_set1(w->offset[0]));
+    add_scaled(vf_set1(w->scale), s, w->up, y, n);
   } else if (w->rank == 2) {
     vf s, t;
     dot_2(w->down, w->down + ld, x, n, &s, &t);
