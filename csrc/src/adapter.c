@@ -124,7 +124,7 @@ void sona_reader_release(sona_reader *reader) {
 }
 
 /* The current block, pinned.  The hazard is written only when the block changes, so the steady state is two loads. */
-static block *pin(sona_reader *reader) {
+static inline block *pin(sona_reader *reader) {
   block *held = atomic_load_explicit(&reader->held, memory_order_relaxed);
   /* acquire pairs with the store in publish: the rows of the block are visible */
   block *seen = atomic_load_explicit(&reader->adapter->current, memory_order_acquire);
@@ -137,33 +137,36 @@ static block *pin(sona_reader *reader) {
   return held;
 }
 
-static sona_lora view_of(const sona_adapter *a, const block *b, uint64_t counts, sona_tier tier) {
-  const size_t first = tier == SONA_MICRO ? base_of(counts) : 0;
-  const size_t last = tier == SONA_BASE ? base_of(counts) : total_of(counts);
-  return (sona_lora){
-      .down = b->down + first * a->ld,
-      .up = b->up + first * a->ld,
-      .offset = b->offset + first,
-      .ld = a->ld,
-      .dim = a->dim,
-      .rank = last - first,
-      .scale = a->scale,
-  };
+/* Branches rather than products with 0: the request path waits for the pointers. */
+static inline sona_lora view_of(const sona_adapter *a, const block *b, uint64_t counts, sona_tier tier) {
+  sona_lora w = {.down = b->down, .up = b->up, .offset = b->offset, .ld = a->ld, .dim = a->dim, .scale = a->scale};
+  w.rank = tier == SONA_BASE ? base_of(counts) : total_of(counts);
+  if (tier == SONA_MICRO) {
+    const size_t first = base_of(counts);
+    w.down += first * a->ld;
+    w.up += first * a->ld;
+    w.offset += first;
+    w.rank -= first;
+  }
+  return w;
 }
 
-sona_lora sona_reader_view(sona_reader *reader, sona_tier tier) {
+static inline sona_lora pinned_view(sona_reader *reader, sona_tier tier) {
   const block *b = pin(reader);
   /* acquire pairs with the release in sona_adapter_append: rows below total are complete */
   return view_of(reader->adapter, b, atomic_load_explicit(&b->counts, memory_order_acquire), tier);
 }
 
+sona_lora sona_reader_view(sona_reader *reader, sona_tier tier) { return pinned_view(reader, tier); }
+
 void sona_adapter_forward(sona_reader *reader, sona_tier tier, const float *x, float *y) {
-  const sona_lora w = sona_reader_view(reader, tier);
+  /* In one cache line: the kernel reads the fields at once, and a store across two lines is not passed on to a load. */
+  _Alignas(64) const sona_lora w = pinned_view(reader, tier);
   if (w.rank) reader->adapter->kernels->lora_forward(&w, x, y);
 }
 
 void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) {
-  const sona_lora w = sona_reader_view(reader, tier);
+  const sona_lora w = pinned_view(reader, tier);
   if (w.rank) reader->adapter->kernels->lora_forward_batch(&w, x, ldx, y, ldy, rows);
 }
 

@@ -16,7 +16,6 @@ cdef class Adapter:
     cdef Py_ssize_t count
     cdef bint _has_gradient(self) noexcept
     cdef bint _is_short(self, const float *x) noexcept
-    cdef _add(self, object x, object out, sona_tier tier)
     cdef void forward_ptr(self, const float *x, float *y) noexcept nogil
 
 

@@ -4,7 +4,7 @@ cimport numpy as cnp
 from libc.math cimport isfinite
 from libc.string cimport memcpy
 
-from sona._arrays cimport sona_is_input, sona_is_output
+from sona._arrays cimport sona_input, sona_is_input, sona_output
 from sona._c cimport (
     SONA_BASE, SONA_BOTH, SONA_MICRO,
     sona_adapter_append, sona_adapter_assign, sona_adapter_create, sona_adapter_describe, sona_adapter_destroy, sona_adapter_fold,
@@ -39,6 +39,29 @@ cdef cnp.ndarray rows_of(const float *rows, size_t count, size_t ld, size_t dim)
     for i in range(count):
         memcpy(to + i * dim, rows + i * ld, dim * sizeof(float))
     return result
+
+
+cdef inline int add(Adapter self, object x, object out, sona_tier tier) except -1:
+    """out += delta of the tier: at once for arrays that are right as they are."""
+    cdef const float *a = sona_input(x, self.dim)
+    cdef float *b = sona_output(out, self.dim)
+    if a == NULL or b == NULL or (a < b + self.dim and b < a + self.dim):
+        return add_anything(self, x, out, tier)
+    sona_adapter_forward(self.reader, tier, a, b)
+    return 0
+
+
+cdef int add_anything(Adapter self, object x, object out, sona_tier tier) except -1:
+    if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
+        x = coerce(x, (self.dim,), "x")
+    out = output(out, (self.dim,), "out")
+    cdef const float *a = <const float *> cnp.PyArray_DATA(x)
+    cdef float *b = <float *> cnp.PyArray_DATA(out)
+    if a < b + self.dim and b < a + self.dim:  # overlapping: the input is what it was at the call
+        x = x.copy()
+        a = <const float *> cnp.PyArray_DATA(x)
+    sona_adapter_forward(self.reader, tier, a, b)
+    return 0
 
 
 cdef class Adapter:
@@ -98,29 +121,17 @@ cdef class Adapter:
         """y += delta(x) for x, y (dim) that do not overlap. Hold the GIL, or make sure that no other thread uses this method."""
         sona_adapter_forward(self.reader, SONA_BOTH, x, y)
 
-    cdef _add(self, object x, object out, sona_tier tier):
-        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
-            x = coerce(x, (self.dim,), "x")
-        if not (isinstance(out, cnp.ndarray) and sona_is_output(out, 1) and cnp.PyArray_DIM(out, 0) == self.dim):
-            out = output(out, (self.dim,), "out")
-        cdef const float *a = <const float *> cnp.PyArray_DATA(x)
-        cdef float *b = <float *> cnp.PyArray_DATA(out)
-        if a < b + self.dim and b < a + self.dim:  # overlapping: the input is what it was at the call
-            x = x.copy()
-            a = <const float *> cnp.PyArray_DATA(x)
-        sona_adapter_forward(self.reader, tier, a, b)
-
     def forward(self, x, out):
         """
         out += delta(x), in place; x and out are float32 of shape (dim,).
 
         Anything else that numpy can read as numbers is accepted as x and copied. NaN in x gives NaN in out and changes nothing else.
         """
-        self._add(x, out, SONA_BOTH)
+        add(self, x, out, SONA_BOTH)
 
     def forward_tier(self, x, out, tier):
         """out += the part of delta(x) that tier 'base', 'micro' or 'both' adds."""
-        self._add(x, out, tier_named(tier))
+        add(self, x, out, tier_named(tier))
 
     def apply(self, x, out=None, tier="both"):
         """
