@@ -29,8 +29,8 @@ class SonaConfig:
         1000 arms where rank 64 lost 13.
     max_discard : float
         Share of the squared Frobenius norm of the correction that a truncation may drop.
-    p0 : float
-        Prior variance of a weight, for unit-norm inputs: how far one outcome may move the policy.
+    p0 : float, optional
+        Prior variance of a weight, for unit-norm inputs: how far one outcome may move the policy. Default as in `sona.Instant`.
     bias_input : float
         The learned constant input; 0 for none. Without it an action that is best everywhere cannot be learned from centred inputs.
     precondition : {"auto", "identity", "full"}
@@ -51,7 +51,7 @@ class SonaConfig:
     base_lora_rank: int = 8
     base_lora_rank_max: int = 64
     max_discard: float = 0.05
-    p0: float = 0.2
+    p0: float | None = None
     bias_input: float = 0.3
     precondition: Precondition = "auto"
     trajectory_capacity: int = 10_000
@@ -72,7 +72,7 @@ class SonaConfig:
             )
         if not 0 <= self.max_discard < 1:
             raise SonaValueError(f"max_discard: expected a number in [0, 1), got {self.max_discard!r}")
-        if not 0 < self.p0 < math.inf:
+        if self.p0 is not None and not 0 < self.p0 < math.inf:
             raise SonaValueError(f"p0: expected a positive finite number, got {self.p0!r}")
         if not 0 <= self.bias_input < math.inf:
             raise SonaValueError(f"bias_input: expected a finite number of at least 0, got {self.bias_input!r}")

@@ -68,8 +68,8 @@ class Router:
         See `sona.Instant`.
     tau : float
         Temperature of the softmax over cosine scores.
-    p0 : float
-        Prior variance of a weight.
+    p0 : float, optional
+        Prior variance of a weight; default as in `sona.Instant`.
     normalize : bool
         Scale arm vectors to unit norm; False keeps their relative norms.
     reward_range : (float, float)
@@ -115,7 +115,7 @@ class Router:
         guard: bool = True,
         precondition: Precondition = "auto",
         tau: float = 0.1,
-        p0: float = 0.2,
+        p0: float | None = None,
         normalize: bool = True,
         reward_range: tuple[float, float] = (0.0, 1.0),
         clip: bool = False,

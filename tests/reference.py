@@ -29,7 +29,7 @@ VARIANCE_FLOOR = 1e-3
 PRIOR = 30.0
 OFF_POLICY_STEP = 0.3
 TAU = 0.1
-P0 = 0.2
+P0, P0_IDENTITY = 0.2, 0.1
 CONSTANT = 0.3
 # csrc/src/guard.c
 TRUST_VARIANCE, TRUST_VARIANCE_LEAST, TRUST_LEAST = 0.1, 0.003, 0.05
@@ -83,7 +83,8 @@ class Pair:
 class InstantRule:
     """One outcome becomes one pair; sona/instant.h."""
 
-    def __init__(self, dim: int, *, p0: float = P0, constant: float = CONSTANT, full: bool = False, actions: int = 1) -> None:
+    def __init__(self, dim: int, *, p0: float | None = None, constant: float = CONSTANT, full: bool = False, actions: int = 1) -> None:
+        p0 = (P0 if full else P0_IDENTITY) if p0 is None else p0
         self.dim, self.p0, self.constant, self.full, self.actions = dim, p0, constant, full, actions
         self.covariance = p0 * np.eye(dim + 1)
         self.rewarded = self.shown = OPTIMISM
@@ -229,7 +230,9 @@ class TrustRule:
 class PolicyRule:
     """Softmax over arm vectors seen through a dense correction, without guard or exploration; sona/policy.h. Arms go by name."""
 
-    def __init__(self, arms: dict[Any, Any], *, tau: float = TAU, p0: float = P0, constant: float = CONSTANT, full: bool = False) -> None:
+    def __init__(
+        self, arms: dict[Any, Any], *, tau: float = TAU, p0: float | None = None, constant: float = CONSTANT, full: bool = False
+    ) -> None:
         dim = len(next(iter(arms.values())))
         self.tau = tau
         self.delta = Dense(dim)

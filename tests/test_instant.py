@@ -128,7 +128,7 @@ def test_the_constant_input_learns_what_does_not_depend_on_x(rng: np.random.Gene
                 instant.step(adapter, signed, v, 1.0, 0.5)
         shifts.append(added(adapter, np.zeros(DIM, np.float32))[0])
     assert shifts[0] == 0
-    assert shifts[1] > 0.5
+    assert shifts[1] > 0.4
 
 
 def test_calibration_counts_own_choices_only(rng: np.random.Generator) -> None:
@@ -280,12 +280,12 @@ def test_a_long_life_stays_finite_and_keeps_learning(precondition: str, steps: i
     adapter, instant = Adapter(d, rank=3), Instant(d, precondition=precondition, actions=k)
     directions = np.linalg.qr(rng.normal(size=(d, d)))[0].astype(np.float32)
     kind = rng.integers(k - 1, size=steps)
-    kind[-6000:] = rng.integers(k, size=6000)
+    kind[-9000:] = rng.integers(k, size=9000)
     inputs = directions[kind] + 0.1 * normal(rng, steps, d)
     inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
     right = (kind + 1) % k
     if precondition == "identity":
-        right[-3000:][kind[-3000:] == 0] = 3
+        right[-6000:][kind[-6000:] == 0] = 3
     correct = np.zeros(steps, bool)
     y = np.empty(d, np.float32)
     for t in range(steps):
@@ -300,7 +300,7 @@ def test_a_long_life_stays_finite_and_keeps_learning(precondition: str, steps: i
         v = -10 * pi  # (e_arm - sum pi_k e_k) / tau with arms that are unit vectors
         v[arm] += 10
         instant.step(adapter, x, v, float(correct[t]), float(min(pi[arm], 1)))
-    for last in (steps - 6000, steps - 3000, steps):
+    for last in (steps - 9000, steps - 6000, steps):
         recent = slice(last - 1000, last)
         accuracy = {number: correct[recent][kind[recent] == number].mean() for number in set(kind[recent])}
         assert min(accuracy.values()) > 0.9, accuracy

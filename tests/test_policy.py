@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import CONSTANT, P0, GuardRule, PolicyRule, Shown, unit
+from reference import CONSTANT, GuardRule, PolicyRule, Shown, unit
 
 from sona import Adapter, Guard, Instant, isas
 from sona.errors import SonaTypeError, SonaValueError
@@ -26,7 +26,7 @@ def normal(rng: np.random.Generator, *shape: int) -> Array:
 def make_policy(arms: dict[Any, Any], *, precondition: str = "identity", isa: str | None = None, rank: int = 16, **options: Any) -> Policy:
     dim = len(next(iter(arms.values())))
     adapter = Adapter(dim, rank=rank, isa=isa)
-    policy = Policy(adapter, Instant(dim, P0, CONSTANT, precondition, isa=isa), **({"guard": False} | options))
+    policy = Policy(adapter, Instant(dim, None, CONSTANT, precondition, isa=isa), **({"guard": False} | options))
     for name, vector in arms.items():
         policy.add_arm(name, unit(vector).astype(np.float32))
     return policy
@@ -58,7 +58,7 @@ class Both:
         self.rng, self.explore = rng, explore
         arms = some_arms(rng)
         adapter = Adapter(DIM, rank=DIM, window=DIM, isa=isa)  # loses nothing, whichever arms come
-        instant = Instant(DIM, P0, CONSTANT, "full" if full else "identity", isa=isa)
+        instant = Instant(DIM, None, CONSTANT, "full" if full else "identity", isa=isa)
         self.policy = Policy(adapter, instant, guard=False, explore=explore, log_bytes=1 << 12)
         self.rule = PolicyRule(arms, full=full)
         for name, vector in arms.items():

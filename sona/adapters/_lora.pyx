@@ -141,15 +141,16 @@ cdef class Adapter:
         Unlike `forward` it refuses NaN and infinity, and writes nothing then.
         """
         cdef sona_tier which = SONA_BOTH if tier is None else tier_named(tier)
-        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim
-                and self._is_short(<const float *> cnp.PyArray_DATA(x))):
+        cdef const float *a = sona_input(x, self.dim)
+        if a == NULL or not self._is_short(a):
             x = coerce(x, (self.dim,), "x")
+            a = <const float *> cnp.PyArray_DATA(x)
         if out is None:
             out = cnp.PyArray_EMPTY(1, <cnp.npy_intp *> &self.dim, cnp.NPY_FLOAT32, 0)
-        elif not (isinstance(out, cnp.ndarray) and sona_is_output(out, 1) and cnp.PyArray_DIM(out, 0) == self.dim):
+        cdef float *b = sona_output(out, self.dim)
+        if b == NULL:
             out = output(out, (self.dim,), "out")
-        cdef const float *a = <const float *> cnp.PyArray_DATA(x)
-        cdef float *b = <float *> cnp.PyArray_DATA(out)
+            b = <float *> cnp.PyArray_DATA(out)
         if a < b + self.dim and b < a + self.dim:  # overlapping: the input is what it was at the call
             x = x.copy()
             a = <const float *> cnp.PyArray_DATA(x)

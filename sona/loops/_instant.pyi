@@ -13,7 +13,7 @@ class Instant:
     def __new__(
         cls,
         dim: int,
-        p0: float = 0.2,
+        p0: float | None = None,
         constant: float = 0.3,
         precondition: Precondition = "auto",
         actions: int = 1,

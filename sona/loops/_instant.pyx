@@ -25,6 +25,10 @@ cnp.import_array()
 # Up to this dim one outcome with the full inverse covariance costs less than about 150 microseconds (measured: benchmarks "instant").
 FULL_UP_TO = 512
 
+# Prior variance of a weight. The identity never shrinks it, so it starts at half (measured: docs/learning.md).
+P0_FULL = 0.2
+P0_IDENTITY = 0.1
+
 
 cdef object step_dict(const sona_step *s):
     return {"expected": s.expected, "confidence": s.confidence, "advantage": s.advantage, "curvature": s.curvature, "sigma": s.sigma,
@@ -39,8 +43,8 @@ cdef class Instant:
     ----------
     dim : int
         Length of x and of the score direction v.
-    p0 : float
-        Prior variance of a weight, for unit-norm x.
+    p0 : float, optional
+        Prior variance of a weight, for unit-norm x; default 0.2 with the full inverse covariance, 0.1 with the identity.
     constant : float
         The learned constant input (its weights become a bias); 0 for none.
     precondition : {"auto", "identity", "full"}
@@ -56,7 +60,7 @@ cdef class Instant:
     One thread at a time.
     """
 
-    def __cinit__(self, Py_ssize_t dim, double p0=0.2, double constant=0.3, precondition="auto", Py_ssize_t actions=1, isa=None):
+    def __cinit__(self, Py_ssize_t dim, p0=None, double constant=0.3, precondition="auto", Py_ssize_t actions=1, isa=None):
         cdef sona_instant_options options
         if precondition not in ("auto", "identity", "full"):
             raise SonaValueError(f"precondition: expected 'auto', 'identity' or 'full', got {precondition!r}")
@@ -64,6 +68,8 @@ cdef class Instant:
             raise SonaValueError(f"instant: expected dim and actions >= 1, got dim={dim}, actions={actions}")
         if precondition == "auto":
             precondition = "full" if dim <= FULL_UP_TO else "identity"
+        if p0 is None:
+            p0 = P0_FULL if precondition == "full" else P0_IDENTITY
         options.dim, options.p0, options.constant = dim, <float> p0, <float> constant
         options.precision_scale = 3.0 / actions
         options.precondition = SONA_FULL if precondition == "full" else SONA_IDENTITY
