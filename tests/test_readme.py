@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 from dataclasses import is_dataclass
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def threads_by_class() -> dict[str, set[str]]:
 
 def public_classes() -> list[type]:
     values = (getattr(sona, name) for name in sona.__all__)
-    return [v for v in values if isinstance(v, type) and not issubclass(v, Exception) and not is_dataclass(v)]
+    return [v for v in values if isinstance(v, type) and not issubclass(v, Exception | Enum) and not is_dataclass(v)]
 
 
 @pytest.mark.parametrize("cls", public_classes(), ids=lambda cls: cls.__name__)
