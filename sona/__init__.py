@@ -23,10 +23,13 @@ if TYPE_CHECKING:
         SonaVersionError,
         SonaWarning,
     )
+    from sona.ewc import Adwin, EwcConfig, EwcPlusPlus, LowRankEwc, PageHinkley, TaskFactors, TaskFisher
     from sona.loops._guard import Guard
     from sona.loops._instant import Instant
     from sona.loops._policy import Decision
+    from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
+    from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions
     from sona.router import LoggedDecision, Router
     from sona.store import SqliteStore
     from sona.trajectory import Ring, TrajectoryBuffer, TrajectoryBuilder
@@ -49,10 +52,13 @@ _HOMES = {
         "SonaVersionError",
         "SonaWarning",
     ),
+    "sona.ewc": ("Adwin", "EwcConfig", "EwcPlusPlus", "LowRankEwc", "PageHinkley", "TaskFactors", "TaskFisher"),
     "sona.loops._guard": ("Guard",),
     "sona.loops._instant": ("Instant",),
     "sona.loops._policy": ("Decision",),
+    "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
+    "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions"),
     "sona.router": ("LoggedDecision", "Router"),
     "sona.store": ("SqliteStore",),
     "sona.trajectory": ("Ring", "TrajectoryBuffer", "TrajectoryBuilder"),
@@ -62,18 +68,30 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Adapter",
+    "Adwin",
     "BaseLoRA",
     "Decision",
+    "Duel",
+    "EwcConfig",
+    "EwcPlusPlus",
+    "Gate",
+    "GateConfig",
     "Guard",
     "Instant",
     "InstantLoop",
     "InstantLoopConfig",
     "InstantLoopMetrics",
+    "LearnedPattern",
     "LearningSignal",
     "LoggedDecision",
+    "LowRankEwc",
     "MicroLoRA",
     "MissingExtraError",
+    "PageHinkley",
+    "PatternConfig",
+    "PatternType",
     "QueryTrajectory",
+    "ReasoningBank",
     "Ring",
     "Router",
     "SignalMetadata",
@@ -88,9 +106,12 @@ __all__ = [
     "SonaVersionError",
     "SonaWarning",
     "SqliteStore",
+    "TaskFactors",
+    "TaskFisher",
     "TrajectoryBuffer",
     "TrajectoryBuilder",
     "TrajectoryStep",
+    "Transitions",
     "__version__",
     "fold",
     "get_include",
