@@ -161,7 +161,8 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
     return status;
   }
   const int forgotten = isnan(outcome->probability); /* what the old reward did to calibration and trust: a restart lay between */
-  if (d->own && !forgotten) { /* first, so that the new step sees the calibration it would have seen */
+  /* Before the step: it is to see the calibration that it would have seen. */
+  if (d->own && !forgotten) {
     arm_record *record = &p->records[d->arm];
     sona_instant_recalibrate(p->instant, outcome->probability, change, outcome->step);
     if (record->choices >= outcome->arm_step)
