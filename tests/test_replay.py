@@ -579,10 +579,10 @@ def test_more_arms_than_dimensions_have_random_vectors(tmp_path: Path) -> None:
 
 
 def test_a_store_keeps_what_a_log_taught(tmp_path: Path) -> None:
-    uniform_log(tmp_path / "log.jsonl", n=1500)
+    uniform_log(tmp_path / "log.jsonl", n=400)  # so few that the first run is still learning
     options = ReplayOptions(store=tmp_path / "sona.db")
     first, second = (run_replay(tmp_path / "log.jsonl", options)["estimates"]["all rows"]["sona"]["snips"]["value"] for _ in range(2))
-    assert second > first + 0.03
+    assert second > first + 0.05
 
 
 def test_a_store_keeps_what_was_learned_and_the_report_warns_of_it(tmp_path: Path) -> None:
