@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import sona.types
 from sona.errors import SonaClosedError, SonaCorruptError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.trajectory import RunningBaseline, TrajectoryBuffer, TrajectoryBuilder, decode, encode, extract_signals
 from sona.types import LearningSignal, QueryTrajectory, SignalMetadata, TrajectoryStep
@@ -228,10 +227,6 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_stands(finite: list[
 @given(trajectories())
 def test_trajectories_survive_pickling(t: QueryTrajectory) -> None:
     assert plain(pickle.loads(pickle.dumps(t))) == plain(t)
-
-
-def test_learned_pattern_is_not_there_yet() -> None:
-    assert not hasattr(sona.types, "LearnedPattern")
 
 
 # ---- the signal ----
