@@ -1,6 +1,6 @@
 """Does it learn?  Prints regret against the frozen model and against peers at the best of their sweeps, and what the guard costs and saves.
 
-    python asv_benchmarks/learning_table.py [--seeds 10-19] [--quick] [--json FILE] [--peers FILE]
+    python asv_benchmarks/learning_table.py [--seeds 10-19] [--quick] [--json FILE] [--peers FILE] [--readme]
 
 The text streams need SONA_DATA, the directory of the embeddings; without it they are left out with a message.
 """
@@ -44,6 +44,19 @@ ODD = (
     "clusters:all:c",
 )
 CERTAIN = ("clusters:half:c", "clusters:all:c")  # of the streams above: the frozen model is certain and wrong
+# What the README shows, and how it names the streams.
+README = {
+    "digits:few:c": "digits, arms = centroids of 5 labels",
+    "digits:shift:c": "the same, half of the space rotated",
+    "digits:perm:c": "digits, half of the arms swapped",
+    "digits:rand:c": "digits, random arms",
+    "trec6:few:c": "TREC questions, 6 classes (MiniLM)",
+    "trec50:few:c": "TREC questions, 50 classes",
+    "ng20:few:c": "20 Newsgroups (MiniLM)",
+    "digits:few:r5": "digits, right arm succeeds .5, others .2",
+    "digits:few:r05": "digits, .05 and .01 (clicks)",
+    "digits:graded:c": "digits, every arm right sometimes",
+}
 PERFECT = "gauss1000:few:c:optimal:T=3000"
 GRADED = "digits:graded:c:T=10000"
 GUARD_ROWS = (
@@ -101,6 +114,20 @@ def regret_row(r: Regrets) -> list[object]:
 
 
 HEADER = ("stream", "regret", "/ frozen", "best peer", "/ peer", "/ linear", "identity / peer", "no guard / peer", "held out")
+
+
+def readme(table: Sequence[Regrets]) -> str:
+    """The Markdown table of the README."""
+    by = {r.stream: r for r in table}
+    lines = ["| stream | regret | / frozen | / best LinUCB, LinTS | / best peer | no guard / best peer |", "|---|---|---|---|---|---|"]
+    for stream, name in README.items():
+        if stream in by:
+            r = by[stream]
+            ratios = (r.over_frozen("sona"), r.over("sona", *LINEAR), r.over("sona", *PEERS), r.over("no guard", *PEERS))
+            lines.append(f"| {name} | {r.sona['sona']:.0f} ± {r.spread:.0f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    means = (geometric_mean(r.over(variant, *PEERS) for r in table) for variant in ("sona", "no guard"))
+    lines.append(f"| geometric mean of {len(table)} streams | | | | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    return "\n".join(lines)
 
 
 def clean_checks(by: dict[str, Regrets]) -> list[Check]:
@@ -189,6 +216,8 @@ def main() -> int:
 
     print_table("Promises", ("what", "figure", "at most", "met"), [(c.what, c.figure, c.at_most, "yes" if c.met else "NO") for c in checks])
     print(f"\n{sum(c.met for c in checks)} of {len(checks)} met, {perf_counter() - start:.0f} s")
+    if options.readme:
+        print(f"\n{readme(table)}")
     if options.json:
         report = {
             "seeds": seeds,
@@ -207,6 +236,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="digits only, one set for the guard")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--peers", type=Path, metavar="FILE", help="regrets of peers: read where known, extended where not")
+    parser.add_argument("--readme", action="store_true", help="print the Markdown table of the README too")
     return parser.parse_args()
 
 
