@@ -164,7 +164,7 @@ def guard_checks(row: GuardRow) -> list[Check]:
 
 def guard_cells(g: GuardRow) -> list[str]:
     shares = [f"{share:+.2f}" for share in (g.gain, g.least_gain, g.cost, g.highest_cost)]
-    return [*shares, f"{g.worst:.1f}", "" if isnan(g.recovery) else f"{g.recovery:.0f}"]
+    return [*shares, f"{g.worst:.1f}", f"{g.inside:.1f}", "" if isnan(g.recovery) else f"{g.recovery:.0f}"]
 
 
 def main() -> int:
@@ -206,7 +206,7 @@ def main() -> int:
     guard = [guard_row(rewards, sets, seeds) for rewards, _ in GUARD_ROWS]
     print_table(
         f"Guard: 8000 requests of {', '.join(sets)}; percent of reward",
-        ("rewards", "over frozen", "worst run", "cost of the guard", "worst set", "lost in worst 1000", "recovery"),
+        ("rewards", "over frozen", "worst run", "cost of the guard", "worst set", "lost in worst 1000", "anywhere", "recovery"),
         [(name, *guard_cells(g)) for (_, name), g in zip(GUARD_ROWS, guard, strict=True)],
     )
     for row in guard:

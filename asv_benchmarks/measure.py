@@ -147,8 +147,8 @@ class GuardRow:
     highest_cost : float
         The same of the worst set.
     worst : float
-        Most reward lost against frozen in any 1000 requests of any run, in percent of frozen's mean; after the block where rewards were
-        inverted.
+        Most reward lost against frozen in any 1000 requests of any run, in percent of frozen's mean; after the last inverted reward
+        where there are some.
     inside : float
         The same over the whole stream.
     recovery : float
@@ -180,9 +180,8 @@ def guard_row(rewards: str, sets: Sequence[str], seeds: Sequence[int]) -> GuardR
             lost = _windows(frozen - guarded, WINDOW) / (WINDOW * frozen.mean())
             inside.append(lost.max())
             block = np.flatnonzero(stream.inverted)
-            whole = "invert" in rewards
-            worst.append(lost[block[-1] + 1 :].max() if whole else lost.max())
-            if whole:
+            worst.append(lost[block[-1] + 1 :].max() if len(block) else lost.max())
+            if "invert" in rewards:
                 recovery.append(_recovery(guarded - frozen, int(block[0]), int(block[-1]) + 1))
     return GuardRow(
         rewards=rewards,
