@@ -215,6 +215,7 @@ cdef extern from "sona/policy.h" nogil:
     sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row)
     size_t sona_policy_rows(const sona_policy *policy)
     int sona_policy_alive(const sona_policy *policy, int32_t row)
+    int sona_policy_knew(const sona_policy *policy, int32_t row, uint32_t version)
     uint32_t sona_policy_version(const sona_policy *policy)
     const float *sona_policy_vector(const sona_policy *policy, int32_t row)
     float sona_policy_cost(const sona_policy *policy, int32_t row)

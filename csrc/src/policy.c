@@ -133,6 +133,9 @@ sona_status sona_policy_remove_arm(sona_policy *p, int32_t row) {
 
 size_t sona_policy_rows(const sona_policy *p) { return p->arms; }
 int sona_policy_alive(const sona_policy *p, int32_t row) { return row >= 0 && (size_t)row < p->arms && p->died[row] == UINT32_MAX; }
+int sona_policy_knew(const sona_policy *p, int32_t row, uint32_t version) {
+  return sona_policy_alive(p, row) && sona_policy_known_at(p, row, version);
+}
 uint32_t sona_policy_version(const sona_policy *p) { return p->version; }
 const float *sona_policy_vector(const sona_policy *p, int32_t row) { return p->vectors + (size_t)row * p->ld; }
 float sona_policy_cost(const sona_policy *p, int32_t row) { return p->cost[row]; }

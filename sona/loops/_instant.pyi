@@ -10,6 +10,8 @@ FULL_UP_TO: int
 class Instant:
     dim: int
     precondition: str
+    p0: float
+    constant: float
     def __new__(
         cls,
         dim: int,

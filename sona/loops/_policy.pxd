@@ -23,13 +23,15 @@ cdef class Policy:
     cdef const sona_kernels *kernels
     cdef readonly Adapter adapter
     cdef readonly Instant instant
-    cdef readonly Py_ssize_t dim
+    cdef readonly Py_ssize_t dim, capacity    # capacity: decisions that are remembered, a power of two
+    cdef readonly double tau
     cdef float *unit                  # (dim): x / |x|
     cdef list names                   # by row; None for a removed arm
     cdef dict rows                    # name -> row
     cdef readonly tuple arms          # names in row order
     cdef object positions             # rows of `arms`, or None while there are no gaps
     cdef public uint64_t next_id
+    cdef readonly uint64_t first_id
     cdef readonly uint64_t learned, revised, unknown, rejected
     cdef readonly double surprise
     cdef const float *_unit(self, object x) except NULL

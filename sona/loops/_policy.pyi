@@ -23,6 +23,9 @@ class Policy:
     adapter: Adapter
     instant: Instant
     dim: int
+    capacity: int
+    tau: float
+    first_id: int
     arms: tuple[Any, ...]
     next_id: int
     enabled: bool

@@ -68,6 +68,8 @@ sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row);
 
 size_t sona_policy_rows(const sona_policy *policy);            /* rows in use or removed: the length of a full score vector */
 int sona_policy_alive(const sona_policy *policy, int32_t row); /* 0 for removed and for rows out of range */
+/* Whether a decision made at that version meant by this row the arm that is in it today; 0 too where that arm has been removed. */
+int sona_policy_knew(const sona_policy *policy, int32_t row, uint32_t version);
 uint32_t sona_policy_version(const sona_policy *policy);
 const float *sona_policy_vector(const sona_policy *policy, int32_t row);
 float sona_policy_cost(const sona_policy *policy, int32_t row);

@@ -1,0 +1,171 @@
+"""Replay: rewarded decisions go through the instant step again, on an adapter that nobody serves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sona._arrays import Floats, coerce
+from sona.adapters import Adapter
+from sona.errors import SonaValueError
+from sona.loops._instant import Instant
+from sona.loops._policy import Policy
+from sona.loops._replay import learn_rows, score_rows
+from sona.loops.ruling import at_least
+from sona.loops.rows import Rows
+
+__all__ = ["Factors", "Mark", "Replay", "Rows"]
+
+OFF_POLICY = 0.3  # of the step, where the model that served would have chosen another arm: as in the policy itself
+WINDOW = 32  # pairs between truncations
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Factors:
+    """
+    A correction delta(x) = up^T (down x + offset).
+
+    Attributes
+    ----------
+    down, up : (rank, dim) float32
+    offset : (rank,) float32
+    """
+
+    down: Floats
+    up: Floats
+    offset: Floats
+
+    def __post_init__(self) -> None:
+        rank = len(self.down)
+        if np.ndim(self.down) != 2 or np.shape(self.up) != np.shape(self.down) or np.shape(self.offset) != (rank,):
+            raise SonaValueError(
+                f"factors: expected down and up of one shape (rank, dim) and offset (rank,), got {np.shape(self.down)}, "
+                f"{np.shape(self.up)} and {np.shape(self.offset)}"
+            )
+        for name in ("down", "up", "offset"):
+            if getattr(self, name).dtype != np.float32 or not np.isfinite(getattr(self, name)).all():
+                raise SonaValueError(f"factors: expected finite float32, got {name} of {getattr(self, name).dtype}")
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> Self:
+        """All rows of an adapter, its scale in `up`."""
+        return cls(adapter.down, adapter.up * np.float32(adapter.scale), adapter.offset)
+
+    def put(self, adapter: Adapter) -> None:
+        """Replace all rows of an adapter, in one publication: readers see the old rows or the new ones."""
+        adapter.assign(self.down, self.up / np.float32(adapter.scale), self.offset)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mark:
+    """
+    A learner as it was before the decision with id `before`: it has learned from none with that id or a later one.
+
+    What decides a score or a step is in it; P is not, replay takes p0 I.
+    """
+
+    before: int
+    factors: Factors
+    calibration: npt.NDArray[np.float64]
+    policy: Mapping[str, npt.NDArray[Any]]
+
+    @classmethod
+    def of(cls, policy: Policy) -> Self:
+        """The learner as it is now."""
+        kept = {name: value for name, value in policy.state().items() if not name.startswith("copy")}
+        return cls(policy.next_id, Factors.of(policy.adapter), policy.instant.state()["calibration"], kept)
+
+
+class Replay:
+    """
+    The learner of a policy as it was at a mark, apart from it: steps that nobody serves, and scores of models that nobody serves.
+
+    Parameters
+    ----------
+    policy : Policy
+        Arms, temperature, prior and shape of the adapter are taken from it; it is not changed.
+    mark : Mark, optional
+        Default: as it is now.
+    max_discard : float
+        See `Adapter`.
+
+    Notes
+    -----
+    A replayed step is the instant step of docs/learning.md with P = p0 I, at today's weights of the correction that is learned. Calibration
+    and trust are those of the mark and stay there: the rows have been counted once, and a model does well on what it has learned. One
+    thread at a time; the GIL is released while rows are learned or scored.
+    """
+
+    def __init__(self, policy: Policy, mark: Mark | None = None, *, max_discard: float = 0.05) -> None:
+        self.mark = Mark.of(policy) if mark is None else mark
+        live, dim = policy.adapter.info(), policy.dim
+        self._adapter = Adapter(
+            dim, rank=live["rank"], rank_max=live["rank_max"], max_discard=max_discard, window=max(WINDOW, live["rank"]), isa=policy.adapter.isa
+        )
+        instant = Instant(dim, policy.instant.p0, policy.instant.constant, "identity", isa=policy.adapter.isa)
+        instant.restore({"calibration": self.mark.calibration})
+        self._policy = Policy(self._adapter, instant, tau=policy.tau, guard=False, off_policy_step=1.0, pending=1)
+        self._arms = policy.names_by_row()
+        gaps = []
+        vectors, costs = iter(policy.vectors()), iter(policy.costs())
+        for name in self._arms:
+            if name is None:  # rows keep their numbers
+                gaps.append(object())
+                self._policy.add_arm(gaps[-1], np.zeros(dim, np.float32))
+            else:
+                self._policy.add_arm(name, next(vectors), float(next(costs)))
+        for gap in gaps:
+            self._policy.remove_arm(gap)
+        nothing = {f"copy{n}.{part}": np.zeros((0, dim), np.float32) for n in range(2) for part in ("down", "up", "offset")}
+        self._policy.restore({**self.mark.policy, **nothing})
+
+    def run(
+        self, rows: Rows, start: Factors | None = None, *, passes: int = 1, step: float = 0.3, shuffle: bool = True, seed: int = 0
+    ) -> Factors:
+        """
+        Learn the rows and return the correction, truncated to the rank of the base.
+
+        Parameters
+        ----------
+        rows : Rows
+        start : Factors, optional
+            Default: the correction of the mark.
+        passes : int
+        step : float in (0, 1]
+            Share of the instant step; of rows that were not the serving model's own choice 0.3 of that.
+        shuffle : bool
+            Another order in each pass, drawn from `seed`; else the order of the rows.
+
+        Raises
+        ------
+        SonaValueError
+            Rows of another width or with arms that the policy has not.
+        """
+        at_least("passes", passes, 1)
+        if not 0 < step <= 1:
+            raise SonaValueError(f"step: expected a number in (0, 1], got {step!r}")
+        self._check(rows)
+        (self.mark.factors if start is None else start).put(self._adapter)
+        weight = np.where(rows.own, step, step * OFF_POLICY).astype(np.float32)
+        rng = np.random.default_rng(seed)
+        for _ in range(passes):
+            order = rng.permutation(len(rows)) if shuffle else np.arange(len(rows))
+            learn_rows(self._policy, rows.x, rows.arm, rows.reward, weight, rows.start, rows.candidates, order.astype(np.int64))
+        self._adapter.truncate()
+        return Factors.of(self._adapter)
+
+    def score(self, rows: Rows, factors: Factors | None = None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        """(probability (n,) that the model with this correction gives to the shown arm, choice (n,) its own arm); default the mark's."""
+        self._check(rows)
+        (self.mark.factors if factors is None else factors).put(self._adapter)
+        probability, choice = score_rows(self._policy, rows.x, rows.arm, rows.start, rows.candidates)
+        return np.minimum(probability.astype(np.float64), 1.0), choice
+
+    def _check(self, rows: Rows) -> None:
+        coerce(rows.x, (None, self._policy.dim), "x")
+        open_rows = np.array([name is not None for name in self._arms], np.bool_)
+        for name, numbers in (("arm", rows.arm), ("candidates", rows.candidates)):
+            if len(numbers) and (numbers.max() >= len(open_rows) or not open_rows[numbers].all()):
+                raise SonaValueError(f"{name}: expected rows of open arms below {len(open_rows)}, got one that is not")
