@@ -1,8 +1,11 @@
 """SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -12,13 +15,16 @@ import numpy.typing as npt
 from sona._arrays import Floats, coerce, output
 from sona._fields import finite
 from sona._vector import checked
-from sona.adapters import Adapter
+from sona.adapters import Adapter, Factors, MemoryVersions, Version
+from sona.adapters.versions import find
 from sona.config import SonaConfig
-from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
+from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
+from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult, Proposal
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
+from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.trajectory import TrajectoryBuilder
 
@@ -43,6 +49,7 @@ class SonaEngine:
         Identifies the frozen model; a stored state of another model is refused.
     policy : callable, optional
         Makes a router's policy over the engine's first layer, before the stored state is read.
+    background : BackgroundLoopConfig, optional
 
     Attributes
     ----------
@@ -50,6 +57,7 @@ class SonaEngine:
     adapters, instants : tuple
         One of each per layer.
     loop_a : InstantLoop
+    loop_b : BackgroundLoop
 
     Thread-safety
     -------------
@@ -64,6 +72,7 @@ class SonaEngine:
         name: str = "default",
         model_fingerprint: str | None = None,
         policy: Callable[["SonaEngine"], Policy] | None = None,
+        background: BackgroundLoopConfig | None = None,
     ) -> None:
         c = self.config = config or SonaConfig()
         self.name = name
@@ -106,6 +115,14 @@ class SonaEngine:
                     self.journal.open()
                 else:
                     self.journal.open_disabled()
+            self._versions = MemoryVersions() if self.store is None else StoredVersions(self.store, name)
+            self.loop_b = BackgroundLoop(
+                background or BackgroundLoopConfig(),
+                c.hidden_dim,
+                policy=self.policy,
+                journal=self.journal,
+                max_discard=c.max_discard,
+            )
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
@@ -281,6 +298,109 @@ class SonaEngine:
         if self.journal is not None:
             self.journal.reward(tid, unit, None)
         return True
+
+    # ---- versions ----
+
+    def background_learn(self) -> BackgroundResult:
+        """
+        One cycle of the background loop: patterns of the requests, and a candidate by replay of rewarded decisions.
+
+        An accepted candidate is in service when this returns, with what it replaced kept as a version; any other is kept as a version and
+        changes nothing. Where there is nothing to learn from, or another process holds the store, the result says "skipped".
+
+        Raises
+        ------
+        SonaError
+            The store cannot be read or written; what is served, and what the loop knows, is as it was.
+        """
+        self._layer(0)
+        if not self.enabled:
+            return BackgroundResult.skipped("learning is switched off")
+        if self.journal is not None and not self.journal.leading:
+            return BackgroundResult.skipped("another process learns for this store")
+        return self.loop_b.run_cycle(self._keep)
+
+    def _keep(self, proposal: Proposal) -> Version:
+        kept = self._versions.add(
+            Version(
+                name=self.name,
+                parent=self._published(),
+                created=time.time(),
+                verdict=proposal.ruling.verdict,
+                reason=proposal.ruling.reason,
+                metrics=proposal.metrics,
+                window=proposal.window,
+                factors=proposal.factors,
+            )
+        )
+        return self._serve(kept) if kept.verdict == "accept" else kept
+
+    def versions(self) -> list[Version]:
+        """What was served and what was proposed, oldest first: the newest 20 and the published one."""
+        self._layer(0)
+        return self._versions.all()
+
+    def _published(self) -> int | None:
+        return next((version.number for version in self._versions.all() if version.published), None)
+
+    def publish(self, version: Version | str | int) -> Version:
+        """
+        Serve a version from now on: its correction takes the place of the first layer's, and the instant loop goes on from there.
+
+        What has been learned until now is kept as a version of its own, so that `rollback` can bring it back. Readers that are in the
+        middle of a request finish it with what they began with.
+
+        Parameters
+        ----------
+        version : Version, int or str
+            Or its number, or its id.
+
+        Raises
+        ------
+        SonaValueError
+            There is no such version.
+        SonaVersionError
+            It does not fit this engine, or its output would not be finite.
+        SonaStoreError
+            Another process learns for this store, or it cannot be written; the old correction is served.
+        """
+        self._layer(0)
+        return self._serve(find(self._versions.all(), version))
+
+    def rollback(self, version: Version | str | int) -> Version:
+        """`publish`, by the name under which one looks for it when a version has to go; any version that is kept will do."""
+        return self.publish(version)
+
+    def _serve(self, version: Version) -> Version:
+        if self.journal is not None and not self.journal.leading:
+            raise SonaStoreError(f"version {version.id}: another process learns for this store")
+        version.factors.check(self.config.hidden_dim, f"version {version.id}")
+        adapter = self.adapters[0]
+        with self.journal.mutex if self.journal is not None else nullcontext():
+            before = Factors.of(adapter)
+        kept = self._versions.all()
+        if before.digest not in [each.factors.digest for each in kept]:
+            reason = f"served until {version.id} took its place"
+            self._versions.add(
+                Version(
+                    name=self.name, parent=self._published(), created=time.time(), verdict="served", reason=reason, factors=before
+                )
+            )
+        self._swap(version.factors)
+        try:
+            if isinstance(self._versions, MemoryVersions):
+                self._versions.publish(version.number)
+            elif self.journal is not None:
+                self.journal.save(publish=version.number)
+        except BaseException:
+            self._swap(before)
+            raise
+        return replace(version, published=True)
+
+    def _swap(self, factors: Factors) -> None:
+        with self.journal.mutex if self.journal is not None else nullcontext():
+            factors.put(self.adapters[0])
+            self.loop_b.replaced()
 
     # ---- time ----
 

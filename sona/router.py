@@ -14,6 +14,7 @@ from sona.config import Precondition, SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
 from sona.loops._policy import Decision, Policy
+from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 
 Arm = Hashable
 Explore = Literal["greedy", "thompson", "softmax"]
@@ -124,6 +125,7 @@ class Router:
         seed: int = 0,
         name: str = "default",
         model_fingerprint: str | None = None,
+        background: BackgroundLoopConfig | None = None,
     ) -> None:
         vectors = _arm_vectors(arms, dim, seed)
         _refuse_same_text(vectors)
@@ -166,7 +168,9 @@ class Router:
             policy.enabled = engine.enabled
             return policy
 
-        self.engine = SonaEngine(config, store=store, name=name, model_fingerprint=model_fingerprint, policy=make_policy)
+        self.engine = SonaEngine(
+            config, store=store, name=name, model_fingerprint=model_fingerprint, policy=make_policy, background=background
+        )
         assert self.engine.policy is not None
         self._policy: Policy = self.engine.policy
         self._journal = self.engine.journal
@@ -301,6 +305,7 @@ class Router:
         self._check_open()
         unit = self.engine._unit(reward)
         accepted = self._learn(id, unit, source)
+        self.engine.loop_b.note()
         if sync and accepted and self._journal is not None:
             self._journal.flush()
         return accepted
@@ -326,7 +331,10 @@ class Router:
         if len(ids) != len(rewards):
             raise SonaValueError(f"feedback_batch: expected as many rewards as ids, got {len(rewards)} and {len(ids)}")
         units = [self.engine._unit(reward) for reward in rewards]
-        accepted = sum(self._learn(id, unit, source) for id, unit in zip(ids, units, strict=True))
+        accepted = 0
+        for id, unit in zip(ids, units, strict=True):
+            accepted += self._learn(id, unit, source)
+            self.engine.loop_b.note()
         if sync:
             self.flush()
         return accepted
@@ -378,6 +386,10 @@ class Router:
     def tick(self) -> None:
         """See `SonaEngine.tick`."""
         self.engine.tick()
+
+    def background_learn(self) -> BackgroundResult:
+        """See `SonaEngine.background_learn`."""
+        return self.engine.background_learn()
 
     def flush(self) -> None:
         """Return when every decision and reward so far is durable."""

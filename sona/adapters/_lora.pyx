@@ -206,6 +206,11 @@ cdef class Adapter:
         cdef sona_lora w = sona_adapter_view(self.handle)
         return rows_of(w.offset, 1, w.rank, w.rank)[0]
 
+    def rows(self):
+        """(down, up, offset) of one moment, as the properties give them one by one."""
+        cdef sona_lora w = sona_adapter_view(self.handle)
+        return (rows_of(w.down, w.rank, w.ld, w.dim), rows_of(w.up, w.rank, w.ld, w.dim), rows_of(w.offset, 1, w.rank, w.rank)[0])
+
     @property
     def isa(self):
         return self.kernels.isa.decode()

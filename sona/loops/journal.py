@@ -88,6 +88,11 @@ def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
         raise SonaCorruptError(f"state: expected what sona wrote, got: {error}") from error
 
 
+def proposals(row: DecisionRow) -> tuple[Any, ...]:
+    """chance of current, frozen and older copy to serve what was served, own, agreed: what the guard learns from."""
+    return _PROPOSALS.unpack(row.proposals)
+
+
 class Journal:
     """
     Moves decisions and rewards to a store in groups, saves the learner's state with the number of the last reward that is in it, and
@@ -142,6 +147,7 @@ class Journal:
         self._arms_saved = True
         self._known_sets: dict[int, tuple[str, ...]] = {}
         self._applied = 0  # every reward up to this number is learned
+        self._published: int | None = None  # number of the version that the state was made from
         self._own: list[_Span] = []  # own rewards above it, also learned
         self._own_ids: Counter[int] = Counter()  # decisions of own rewards above it, also those not yet in the store
         self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
@@ -257,8 +263,12 @@ class Journal:
                 if self.leading and not self.store.closed:
                     self.store.release_lease()
 
-    def save(self) -> None:
-        """Write everything recorded so far and then the learner's state; both are durable on return. For the holder of the lease."""
+    def save(self, *, publish: int | None = None) -> None:
+        """
+        Write everything recorded so far and then the learner's state; both are durable on return. For the holder of the lease.
+
+        With `publish`, the version of that number becomes the published one together with the state.
+        """
         assert self.writer is not None
         while True:
             with self.mutex:
@@ -266,7 +276,9 @@ class Journal:
             self.writer.flush()
             if capture.applied == self._applied:  # else rewards of other processes were learned meanwhile
                 break
-        self._put_state(capture)
+        self._put_state(capture, publish)
+        if publish is not None:
+            self._published = publish
 
     # ---- writing: called by the writer ----
 
@@ -348,12 +360,12 @@ class Journal:
                 self._save_at = 0
         self.tick()
 
-    def _put_state(self, capture: _Capture) -> None:
+    def _put_state(self, capture: _Capture, publish: int | None = None) -> None:
         with self.mutex:
             spans = [(span.first, min(span.last, span.first + capture.ordinal - span.ordinal)) for span in self._own]
         included = [(first, last) for first, last in spans if first <= last]
         meta = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": included}
-        self.store.put_state(self.name, encode_state(capture.arrays, meta), capture.applied)
+        self.store.put_state(self.name, encode_state(capture.arrays, meta), capture.applied, publish=publish)
 
     # ---- following ----
 
@@ -369,6 +381,7 @@ class Journal:
             raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
         self._learner.restore(arrays)
         self._applied = applied
+        self._published = self.store.published(self.name)
         self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
 
     def tick(self) -> None:
@@ -397,7 +410,7 @@ class Journal:
                     raise
             else:
                 kept = self.store.get_state(self.name)
-                if kept is not None and kept[1] > self._applied:
+                if kept is not None and (kept[1] > self._applied or self.store.published(self.name) != self._published):
                     self._restore()
                 return
         self._replay()
@@ -436,13 +449,13 @@ class Journal:
         row = self.store.decision(id) if policy is not None else None
         if policy is None or row is None or len(row.x) != 4 * policy.dim:
             return False
-        rows = self._rows_of_set(policy, row.arm_set)
+        rows = self.rows_of_set(policy, row.arm_set)
         served = rows.get(row.arm)
         named = list(rows) if row.candidates is None else np.frombuffer(row.candidates, "<i4").tolist()
         if served is None or any(candidate not in rows for candidate in named):
             return False
         everything = row.candidates is None and len(named) == len(policy.arms)
-        *chance, own, agreed = _PROPOSALS.unpack(row.proposals)
+        *chance, own, agreed = proposals(row)
         policy.recall(
             id,
             np.frombuffer(row.x, "<f4"),
@@ -456,7 +469,7 @@ class Journal:
         )
         return True
 
-    def _rows_of_set(self, policy: Policy, version: int) -> dict[int, int]:
+    def rows_of_set(self, policy: Policy, version: int) -> dict[int, int]:
         """Row numbers of an arm set in the store -> today's rows, for the arms that are still there."""
         if version not in self._known_sets:
             kept = self.store.arms(version)

@@ -7,8 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats, coerce
-from sona.adapters import Adapter
+from sona.adapters import Adapter, Factors
 from sona.errors import SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
@@ -20,42 +19,6 @@ __all__ = ["Factors", "Mark", "Replay", "Rows"]
 
 OFF_POLICY = 0.3  # of the step, where the model that served would have chosen another arm: as in the policy itself
 WINDOW = 32  # pairs between truncations
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Factors:
-    """
-    A correction delta(x) = up^T (down x + offset).
-
-    Attributes
-    ----------
-    down, up : (rank, dim) float32
-    offset : (rank,) float32
-    """
-
-    down: Floats
-    up: Floats
-    offset: Floats
-
-    def __post_init__(self) -> None:
-        rank = len(self.down)
-        if np.ndim(self.down) != 2 or np.shape(self.up) != np.shape(self.down) or np.shape(self.offset) != (rank,):
-            raise SonaValueError(
-                f"factors: expected down and up of one shape (rank, dim) and offset (rank,), got {np.shape(self.down)}, "
-                f"{np.shape(self.up)} and {np.shape(self.offset)}"
-            )
-        for name in ("down", "up", "offset"):
-            if getattr(self, name).dtype != np.float32 or not np.isfinite(getattr(self, name)).all():
-                raise SonaValueError(f"factors: expected finite float32, got {name} of {getattr(self, name).dtype}")
-
-    @classmethod
-    def of(cls, adapter: Adapter) -> Self:
-        """All rows of an adapter, its scale in `up`."""
-        return cls(adapter.down, adapter.up * np.float32(adapter.scale), adapter.offset)
-
-    def put(self, adapter: Adapter) -> None:
-        """Replace all rows of an adapter, in one publication: readers see the old rows or the new ones."""
-        adapter.assign(self.down, self.up / np.float32(adapter.scale), self.offset)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -164,7 +127,8 @@ class Replay:
         return np.minimum(probability.astype(np.float64), 1.0), choice
 
     def _check(self, rows: Rows) -> None:
-        coerce(rows.x, (None, self._policy.dim), "x")
+        if rows.x.shape[1] != self._policy.dim:
+            raise SonaValueError(f"x: expected rows of {self._policy.dim} numbers, got {rows.x.shape[1]}")
         open_rows = np.array([name is not None for name in self._arms], np.bool_)
         for name, numbers in (("arm", rows.arm), ("candidates", rows.candidates)):
             if len(numbers) and (numbers.max() >= len(open_rows) or not open_rows[numbers].all()):

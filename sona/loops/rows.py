@@ -53,7 +53,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         n = len(self.id)
-        coerce(self.x, (n, None), "x")
+        if self.x.dtype != np.float32 or self.x.ndim != 2 or len(self.x) != n or not self.x.flags.c_contiguous or not np.isfinite(self.x).all():
+            raise SonaValueError(f"x: expected finite C-contiguous float32 of shape ({n}, dim), got {self.x.dtype} {self.x.shape}")
         for name, dtype in (("id", np.uint64), ("arm", np.int32), ("reward", np.float32), ("own", np.bool_), ("propensity", np.float32)):
             column = getattr(self, name)
             if column.dtype != dtype or column.shape != (n,):
@@ -110,7 +111,11 @@ class Rows:
     @classmethod
     def empty(cls, dim: int) -> Self:
         """No rows."""
-        return cls.of(np.zeros((0, dim), np.float32), [], [])
+        none = np.zeros(0, np.float32)
+        numbers = none.astype(np.int32)
+        return cls(
+            none.astype(np.uint64), none.reshape(0, dim), numbers, none, none.astype(np.bool_), none, np.zeros(1, np.int64), numbers
+        )
 
     def __len__(self) -> int:
         return len(self.id)

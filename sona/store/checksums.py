@@ -1,6 +1,7 @@
 """What the checksums in a store cover."""
 
 import hashlib
+import json
 
 
 def state_digest(applied_seq: int, blob: bytes) -> bytes:
@@ -16,4 +17,12 @@ def arms_digest(names: bytes, vectors: bytes, costs: bytes) -> bytes:
     for part in (names, vectors, costs):
         digest.update(b"%d\0" % len(part))
         digest.update(part)
+    return digest.digest()
+
+
+def version_digest(name: str, number: int, parent: int | None, time: float, verdict: str, reason: str, about: str, factors: bytes) -> bytes:
+    """SHA-256 of everything of a version that may not change."""
+    digest = hashlib.sha256(json.dumps([name, number, parent, time, verdict, reason, about]).encode())
+    digest.update(b"\0")
+    digest.update(factors)
     return digest.digest()

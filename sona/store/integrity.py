@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.store import schema
-from sona.store.checksums import arms_digest, state_digest
+from sona.store.checksums import arms_digest, state_digest, version_digest
 from sona.store.rows import DECISION_COLUMNS, FEEDBACK_COLUMNS, TRAJECTORY_COLUMNS, DecisionRow, FeedbackRow, TrajectoryRow
 
 
@@ -28,6 +28,7 @@ def findings(conn: sqlite3.Connection, ns: int, path: str) -> Iterator[str]:
         yield f"schema: {exc}"
     yield from _states(conn, ns)
     yield from _arm_sets(conn, ns)
+    yield from _versions(conn, ns)
     yield from _books(conn, ns)
     yield from _rows(conn, ns)
 
@@ -45,6 +46,15 @@ def _arm_sets(conn: sqlite3.Connection, ns: int) -> Iterator[str]:
         digest, *content = conn.execute("SELECT sha256, names, vectors, costs FROM arms WHERE pos = ?", (pos,)).fetchone()
         if digest != arms_digest(*content):
             yield f"arm set {version}: does not match its checksum"
+
+
+def _versions(conn: sqlite3.Connection, ns: int) -> Iterator[str]:
+    for pos, name, number in conn.execute("SELECT pos, name, number FROM versions WHERE ns = ?", (ns,)).fetchall():
+        digest, *content = conn.execute(
+            "SELECT sha256, name, number, parent, time, verdict, reason, about, factors FROM versions WHERE pos = ?", (pos,)
+        ).fetchone()
+        if digest != version_digest(*content):
+            yield f"version {number} of {name!r}: does not match its checksum"
 
 
 def _books(conn: sqlite3.Connection, ns: int) -> Iterator[str]:

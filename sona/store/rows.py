@@ -199,6 +199,48 @@ class TrajectoryRow:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version of what an engine has learned; it never changes once it is kept.
+
+    Parameters
+    ----------
+    parent : int or None
+        Number of the version that it was made from.
+    time : float
+        Wall clock, seconds since the epoch.
+    verdict : str
+        What was decided about it when it was made, one word.
+    reason : str
+        Why.
+    about : str
+        JSON; opaque here.
+    factors : bytes
+        Opaque here.
+
+    Raises
+    ------
+    SonaTypeError, SonaValueError
+        As for `DecisionRow`.
+    """
+
+    parent: int | None
+    time: float
+    verdict: str
+    reason: str
+    about: str
+    factors: bytes
+
+    def __post_init__(self) -> None:
+        if self.parent is not None:
+            _integer("parent", self.parent)
+        _finite("time", self.time)
+        for name in ("verdict", "reason", "about"):
+            if not isinstance(getattr(self, name), str):
+                raise SonaTypeError(f"expected {name} to be a str, got {type(getattr(self, name)).__name__}")
+        _blob("factors", self.factors, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class PruneReport:
     """What a pruning removed: rows by kind, arm sets no longer referred to, and the live bytes before and after."""
 

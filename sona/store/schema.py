@@ -19,6 +19,7 @@ _COSTS = {
     "trajectories": f"length({{0}}payload) + {TRAJECTORY_OVERHEAD}",
     "state": "length({0}blob) + 96",
     "arms": "length({0}names) + length({0}vectors) + length({0}costs) + 96",
+    "versions": "length({0}factors) + length({0}reason) + length({0}about) + 160",
 }
 
 
@@ -27,9 +28,10 @@ def payload_sql() -> dict[str, str]:
     return {table: cost.format("") for table, cost in _COSTS.items()}
 
 
-def _triggers() -> tuple[str, ...]:
+def _triggers(*tables: str) -> tuple[str, ...]:
     made = []
-    for table, cost in _COSTS.items():
+    for table in tables:
+        cost = _COSTS[table]
         add = f"UPDATE namespaces SET bytes = bytes + ({cost.format('new.')}) WHERE ns = new.ns;"
         take = f"UPDATE namespaces SET bytes = bytes - ({cost.format('old.')}) WHERE ns = old.ns;"
         made.append(f"CREATE TRIGGER {table}_added AFTER INSERT ON {table} BEGIN {add} END")
@@ -71,11 +73,22 @@ _VERSION_1 = (
         names BLOB NOT NULL, vectors BLOB NOT NULL, costs BLOB NOT NULL)""",
     "CREATE UNIQUE INDEX arms_version ON arms (ns, version)",
     "CREATE UNIQUE INDEX arms_content ON arms (ns, sha256)",
-    *_triggers(),
+    *_triggers("decisions", "feedback", "trajectories", "state", "arms"),
+)
+
+# Of each name at most one version is published. Rows are added and deleted; only `published` changes.
+_VERSION_2 = (
+    """CREATE TABLE versions (
+        pos INTEGER PRIMARY KEY, ns INTEGER NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL, parent INTEGER, time REAL NOT NULL,
+        verdict TEXT NOT NULL, reason TEXT NOT NULL, about TEXT NOT NULL, published INTEGER NOT NULL DEFAULT 0, sha256 BLOB NOT NULL,
+        factors BLOB NOT NULL)""",
+    "CREATE UNIQUE INDEX versions_number ON versions (ns, name, number)",
+    "CREATE UNIQUE INDEX versions_published ON versions (ns, name) WHERE published",
+    *_triggers("versions"),
 )
 
 # Entry n turns a file of schema version n into one of n + 1; entries are appended and never edited.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)
 
 
 def current_version() -> int:

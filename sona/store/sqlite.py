@@ -15,7 +15,7 @@ from typing import Any, Self, SupportsIndex, TypeVar
 
 from sona.errors import SonaCorruptError, SonaError, SonaStoreError, SonaTypeError, SonaValueError, SonaWarning
 from sona.store import pruning
-from sona.store.checksums import arms_digest, state_digest
+from sona.store.checksums import arms_digest, state_digest, version_digest
 from sona.store.connection import Connection
 from sona.store.integrity import findings
 from sona.store.lease import Lease
@@ -30,6 +30,7 @@ from sona.store.rows import (
     FeedbackRow,
     PruneReport,
     TrajectoryRow,
+    VersionRow,
 )
 
 log = logging.getLogger("sona")
@@ -40,6 +41,7 @@ PRUNE_TO = 0.9  # of max_bytes, so that not every append prunes
 RETENTION_EVERY = 3600.0  # s between looks at retention_days
 ARM_SET_GRACE = 86400.0  # s that an unused arm set stays: a decision that names it may still be on its way from another process
 CHUNK = 256  # rows read at a time, so that no reader holds the log back
+VERSIONS_KEPT = 20  # of each name, beside the published one
 PRUNE_ROWS = 2048  # rows deleted per transaction, so that no writer waits long
 VACUUM_PAGES = 4096
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -340,23 +342,25 @@ class SqliteStore:
 
     # -- adapter state and arm sets --------------------------------------------------------------------------------
 
-    def put_state(self, name: str, blob: Blob, applied_seq: int) -> None:
+    def put_state(self, name: str, blob: Blob, applied_seq: int, *, publish: int | None = None) -> None:
         """Keep `blob` as the state of that name, learned from the feedback up to number `applied_seq`; durable on return.
 
-        The sound state before it is kept as well. Takes the learning lease when it is free.
+        The sound state before it is kept as well. Takes the learning lease when it is free. With `publish`, the version of that number
+        becomes the published one in the same transaction.
 
         Raises
         ------
         SonaStoreError
-            Another store holds the lease, or the write failed; the old state stays.
+            Another store holds the lease, there is no such version, or the write failed; the old state stays.
         """
         _name("state name", name)
         if type(blob) is not Blob:
             raise SonaTypeError(f"expected the state to be bytes, got {type(blob).__name__}")
         _count("applied_seq", applied_seq)
-        if not self.try_lease():
-            raise SonaStoreError(f"{self.path}: another process or store holds the learning lease of namespace {self.namespace!r}")
+        self._lead()
         with self._db.writing() as conn:
+            if publish is not None:
+                self._publish(conn, name, publish)
             kept, newest = None, 0
             for generation, seq, digest, old in self._generations(conn, name):
                 newest = max(newest, generation)
@@ -392,6 +396,10 @@ class SqliteStore:
         if generations:
             raise SonaCorruptError(f"{self.path}: no kept state {name!r} matches its checksum")
         return None
+
+    def _lead(self) -> None:
+        if not self.try_lease():
+            raise SonaStoreError(f"{self.path}: another process or store holds the learning lease of namespace {self.namespace!r}")
 
     def _generations(self, conn: sqlite3.Connection, name: str) -> list[tuple[int, int, Blob, Blob]]:
         """(generation, applied_seq, sha256, blob), newest first."""
@@ -461,6 +469,72 @@ class SqliteStore:
             found = self.arms(version)
         return None if found is None else (version, *found)
 
+    # -- versions --------------------------------------------------------------------------------------------------
+
+    def put_version(self, name: str, row: VersionRow) -> int:
+        """Keep a version; durable on return. Returns its number, from 1 on, which no other version of that name has or had.
+
+        The newest 20 and the published one are kept, older ones are deleted. Takes the learning lease when it is free.
+
+        Raises
+        ------
+        SonaStoreError
+            Another store holds the lease, or the write failed; nothing has changed.
+        """
+        _name("state name", name)
+        (row,) = _rows(VersionRow, [row])
+        self._lead()
+        with self._db.writing() as conn:
+            newest = conn.execute("SELECT max(number) FROM versions WHERE ns = ? AND name = ?", (self._ns, name)).fetchone()[0]
+            number: int = (newest or 0) + 1
+            content = (name, number, row.parent, row.time, row.verdict, row.reason, row.about, row.factors)
+            conn.execute(
+                "INSERT INTO versions (ns, sha256, name, number, parent, time, verdict, reason, about, factors)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (self._ns, version_digest(*content), *content),
+            )
+            conn.execute(
+                "DELETE FROM versions WHERE ns = ? AND name = ? AND number <= ? AND NOT published", (self._ns, name, number - VERSIONS_KEPT)
+            )
+        return number
+
+    def versions(self, name: str) -> list[tuple[int, VersionRow]]:
+        """(number, version) of that name, oldest first.
+
+        Raises
+        ------
+        SonaCorruptError
+            One does not match its checksum.
+        """
+        with self._db.reading() as conn:
+            found = conn.execute(
+                "SELECT sha256, name, number, parent, time, verdict, reason, about, factors FROM versions"
+                " WHERE ns = ? AND name = ? ORDER BY number",
+                (self._ns, name),
+            ).fetchall()
+        result = []
+        for digest, *content in found:
+            if digest != version_digest(*content):
+                raise SonaCorruptError(f"{self.path}: version {content[1]} of {name!r} does not match its checksum")
+            result.append((content[1], VersionRow(*content[2:])))
+        return result
+
+    def published(self, name: str) -> int | None:
+        """Number of the published version of that name; None before the first."""
+        with self._db.reading() as conn:
+            row = conn.execute("SELECT number FROM versions WHERE ns = ? AND name = ? AND published", (self._ns, name)).fetchone()
+        return None if row is None else row[0]
+
+    def _publish(self, conn: sqlite3.Connection, name: str, number: int) -> None:
+        conn.execute("UPDATE versions SET published = 0 WHERE ns = ? AND name = ? AND published", (self._ns, name))
+        if not conn.execute("UPDATE versions SET published = 1 WHERE ns = ? AND name = ? AND number = ?", (self._ns, name, number)).rowcount:
+            raise SonaStoreError(f"{self.path}: there is no version {number} of {name!r}")
+
+    def state_names(self) -> list[str]:
+        """Names under which there is a state, sorted."""
+        with self._db.reading() as conn:
+            return [row[0] for row in conn.execute("SELECT DISTINCT name FROM state WHERE ns = ? ORDER BY name", (self._ns,))]
+
     # -- forgetting, bounds, integrity -----------------------------------------------------------------------------
 
     def forget(self, id: SupportsIndex) -> int:
@@ -515,7 +589,7 @@ class SqliteStore:
     def prune(self) -> PruneReport:
         """Enforce `retention_days` and `max_bytes`, oldest decisions first, and give unused space back to the file system.
 
-        `append` does the same in small steps. Adapter state and the current arm set are never pruned, so
+        `append` does the same in small steps. Adapter state, versions and the current arm set are never pruned, so
         ``bytes_after`` may stay above a `max_bytes` smaller than those.
         """
         before = self.bytes()

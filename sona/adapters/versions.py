@@ -1,0 +1,110 @@
+"""Versions: what was served and what was proposed, never changed, named by number and content."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from sona.adapters.factors import Factors
+from sona.errors import SonaValueError
+
+KEPT = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """
+    Attributes
+    ----------
+    name : str
+        Of the engine.
+    number : int
+        From 1 on; 0 while it is not kept yet. Never given out twice.
+    parent : int or None
+        Number of the version that was served when this one was made; None where that was none.
+    created : float
+        Wall clock, seconds since the epoch.
+    verdict : {"accept", "reject", "undecided", "served"}
+        "served": no candidate but what an engine had learned when another version took its place.
+    reason : str
+        In words, with the figures that mattered.
+    metrics : mapping
+        Plain numbers by name, "before" (what was served) and "after" (this version) and the evidence of the judges.
+    window : mapping
+        Rows replayed and rows held out, with their first and last decision ids.
+    factors : Factors
+    published : bool
+        Whether this is the version that was put in service last.
+    """
+
+    name: str
+    number: int = 0
+    parent: int | None = None
+    created: float
+    verdict: str
+    reason: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    window: Mapping[str, Any] = field(default_factory=dict)
+    factors: Factors = field(repr=False, compare=False)
+    published: bool = False
+
+    @property
+    def id(self) -> str:
+        """name@number-digest."""
+        return f"{self.name}@{self.number}-{self.factors.digest}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: everything but the factors, with their rank."""
+        names = ("name", "number", "parent", "created", "verdict", "reason", "metrics", "window", "published")
+        return {"id": self.id} | {name: getattr(self, name) for name in names} | {"rank": len(self.factors.down)}
+
+
+class VersionLog(Protocol):
+    """Where versions are kept."""
+
+    def add(self, version: Version) -> Version:
+        """Keep it; returned with its number."""
+
+    def all(self) -> list[Version]:
+        """Those that are kept, oldest first."""
+
+
+class MemoryVersions:
+    """The newest 20 versions and the published one, in memory."""
+
+    def __init__(self) -> None:
+        self._kept: list[Version] = []
+        self._next = 1
+
+    def add(self, version: Version) -> Version:
+        """Keep it; returned with its number."""
+        version = replace(version, number=self._next, published=False)
+        self._next += 1
+        self._kept = [old for old in self._kept if old.published or old.number > version.number - KEPT]
+        self._kept.append(version)
+        return version
+
+    def all(self) -> list[Version]:
+        """Those that are kept, oldest first."""
+        return list(self._kept)
+
+    def publish(self, number: int) -> None:
+        """From now on this is the published one."""
+        if number not in [version.number for version in self._kept]:
+            raise SonaValueError(f"version: expected one of {[version.number for version in self._kept]}, got {number}")
+        self._kept = [replace(version, published=version.number == number) for version in self._kept]
+
+
+def find(versions: list[Version], wanted: Version | str | int) -> Version:
+    """
+    The version with that number, "number" or id.
+
+    Raises
+    ------
+    SonaValueError
+        There is none, or the id names other content.
+    """
+    text = wanted.id if isinstance(wanted, Version) else str(wanted)
+    for version in versions:
+        if text in (version.id, str(version.number)):
+            return version
+    raise SonaValueError(f"version: expected one of {', '.join(v.id for v in versions) or 'none, because there are none'}, got {text!r}")

@@ -1,0 +1,314 @@
+"""Loop B: patterns, a candidate by replay, and what the gate says about it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sona.adapters import Factors, Version
+from sona.errors import SonaValueError
+from sona.loops._policy import Policy
+from sona.loops.journal import Journal
+from sona.loops.logged import logged_duel
+from sona.loops.replay import Mark, Replay
+from sona.loops.reservoir import Tasks
+from sona.loops.rows import Rows
+from sona.loops.ruling import Ruling, at_least, between
+from sona.loops.screen import calibrate, screen
+from sona.loops.window import Window
+from sona.patterns import PatternConfig, ReasoningBank
+from sona.store.sqlite import SEQUENCE_BITS
+
+MARKS = 16
+MARK_EVERY = (64, 256)  # rewards between marks: a fortieth of what is learned, within these
+HELD_OUT = 0.2  # of the window: the newest rows are not replayed, and judge
+GUARD_FLOOR = 0.002  # least propensity that a router's guard draws with
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackgroundLoopConfig:
+    """
+    Attributes
+    ----------
+    extraction_interval : float
+        Seconds between cycles, for `BackgroundLoop.due`.
+    min_trajectories : int
+        With fewer rewarded decisions since the last cycle a cycle is skipped, and they wait for the next one.
+    base_lora_lr : float
+        Size of a replayed step, as a share of the instant step. The roadmap's 0.0001 is the rate of a gradient; the instant step has no
+        rate, and a ten-thousandth of it changes no decision.
+    passes : int
+        Over the replayed rows, shuffled.
+    replay_rows : int
+        The newest rewarded decisions that are replayed.
+    reservoir_rows : int
+        Decisions of each task that are replayed beside them.
+    patterns : PatternConfig, optional
+        Of the bank; its `embedding_dim` must be that of the engine.
+    seed : int
+
+    Notes
+    -----
+    The roadmap's `ewc_lambda` is not here: replay of a reservoir kept more of earlier tasks than any penalty, and a penalty added to it
+    changed nothing. `sona.ewc` has the penalty for adapters that learn without replay.
+    """
+
+    extraction_interval: float = 3600.0
+    min_trajectories: int = 100
+    base_lora_lr: float = 0.3
+    passes: int = 2
+    replay_rows: int = 4000
+    reservoir_rows: int = 200
+    patterns: PatternConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        between("extraction_interval", self.extraction_interval, 0, float("inf"))
+        between("base_lora_lr", self.base_lora_lr, 0, 1 + 1e-9)
+        for name, least in (("min_trajectories", 1), ("passes", 1), ("replay_rows", 1), ("reservoir_rows", 1), ("seed", 0)):
+            at_least(name, getattr(self, name), least)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackgroundResult:
+    """
+    Attributes
+    ----------
+    trajectories_processed, patterns_extracted : int
+    elapsed : float
+        Seconds.
+    status : str
+        "completed", or "skipped: " and why.
+    verdict : {"accept", "reject", "undecided"} or None
+        About the candidate; None where there was none.
+    reason : str
+    version : Version or None
+        The candidate. It is in service only if it was accepted.
+    """
+
+    trajectories_processed: int = 0
+    patterns_extracted: int = 0
+    elapsed: float = 0.0
+    status: str
+    verdict: str | None = None
+    reason: str = ""
+    version: Version | None = None
+
+    @classmethod
+    def skipped(cls, reason: str) -> Self:
+        """Nothing was done and nothing discarded."""
+        return cls(status=f"skipped: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A candidate with the judgement of it; it is in service nowhere."""
+
+    factors: Factors
+    ruling: Ruling
+    metrics: dict[str, Any]
+    window: dict[str, Any]
+
+
+class BackgroundLoop:
+    """
+    What is too slow for a request: patterns of the requests, and a correction that has learned the remembered decisions several times.
+
+    Parameters
+    ----------
+    config : BackgroundLoopConfig
+    hidden_dim : int
+    policy : Policy or None
+        Whose decisions are replayed. Without one there are patterns only: a step that a caller computed cannot be computed again.
+    journal : Journal or None
+        Of the same learner, opened.
+    max_discard : float
+        See `Adapter`.
+    clock : callable
+        Monotonic seconds.
+
+    Notes
+    -----
+    Whether a candidate is better can only be seen on decisions that neither it nor the incumbent has learned from, and the instant loop
+    learns from each at once. So the loop takes marks of the learner as it goes; a cycle starts from the mark before the newest fifth of
+    the window, replays what is older, and compares the result with the mark itself on that fifth. The screen may reject. Only a duel on
+    logged propensities may accept, and it is mostly undecided, because the guard draws on few decisions. Passing the screen is not
+    evidence of a gain, see docs/learning.md: an undecided candidate is kept as a version and not served. The fifth is replayed into the
+    candidate afterwards.
+
+    Rewards may be learned from other threads while a cycle runs; those of its last milliseconds are not in the candidate, and the next cycle
+    replays them. A second `run_cycle` while one is under way is skipped.
+    """
+
+    def __init__(
+        self,
+        config: BackgroundLoopConfig,
+        hidden_dim: int,
+        *,
+        policy: Policy | None = None,
+        journal: Journal | None = None,
+        max_discard: float = 0.05,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        bank = PatternConfig(embedding_dim=hidden_dim) if config.patterns is None else config.patterns
+        if bank.embedding_dim != hidden_dim:
+            raise SonaValueError(f"patterns: expected embedding_dim={hidden_dim}, got {bank.embedding_dim}")
+        self.config = config
+        self.bank = ReasoningBank(bank)
+        self._policy, self._max_discard, self._clock = policy, max_discard, clock
+        self._running = threading.Lock()
+        self._last = clock()
+        self._cycles = 0
+        self._banked = 0  # ids below it are in the bank
+        self._marks: deque[Mark] = deque(maxlen=MARKS)
+        self._mark_at = 0
+        self.window = None if policy is None else Window(policy, journal, config.replay_rows, Tasks(config.reservoir_rows, config.seed))
+
+    @property
+    def due(self) -> bool:
+        """Whether `extraction_interval` has passed since the last cycle."""
+        return self._clock() - self._last >= self.config.extraction_interval
+
+    # ---- while the instant loop learns ----
+
+    def note(self) -> None:
+        """Take a mark of the learner when one is due; to be called after rewards are learned."""
+        policy = self._policy
+        if policy is not None and policy.learned >= self._mark_at:
+            self._mark_at = policy.learned + min(max(policy.learned // 40, MARK_EVERY[0]), MARK_EVERY[1])
+            self._marks.append(Mark.of(policy))
+
+    def replaced(self) -> None:
+        """Another correction is served: earlier marks are not what it came from."""
+        self._marks.clear()
+        if self._policy is not None:
+            self._marks.append(Mark.of(self._policy))
+
+    def start_task(self, name: str) -> None:
+        """Decisions from now on belong to another task, of which a reservoir of its own is kept."""
+        if self.window is not None:
+            self.window.offer(self.window.newest())
+            self.window.tasks.begin(name)
+            self.window.save()
+
+    # ---- a cycle ----
+
+    def run_cycle(self, keep: Callable[[Proposal], Version]) -> BackgroundResult:
+        """
+        One cycle.
+
+        Parameters
+        ----------
+        keep : callable
+            Takes the candidate, keeps it as a version and serves it if it is accepted. Called once at most, after everything that can
+            fail; when it raises, the cycle has not been.
+
+        Raises
+        ------
+        SonaError
+            Whatever a step raises; the loop is as it was.
+        """
+        if not self._running.acquire(blocking=False):
+            return BackgroundResult.skipped("another cycle is under way")
+        try:
+            return self._cycle(keep)
+        finally:
+            self._running.release()
+
+    def _cycle(self, keep: Callable[[Proposal], Version]) -> BackgroundResult:
+        if self._policy is None or self.window is None:
+            return BackgroundResult.skipped("there is no policy whose decisions could be replayed")
+        began = time.perf_counter()
+        rows = self.window.newest()
+        new = rows.take(self._own(rows) & (rows.id >= self._banked) if self._cycles else np.ones(len(rows), np.bool_))
+        if len(new) < self.config.min_trajectories:
+            return BackgroundResult.skipped(f"insufficient trajectories, {len(new)} of {self.config.min_trajectories}")
+        arms = self._policy.version
+        mark, fresh = self._split(rows)
+        proposal = self._propose(self._policy, mark, rows.take(~fresh), rows.take(fresh))
+        bank = ReasoningBank.from_state(self.bank.config, self.bank.state())
+        for x, arm, reward in zip(new.x, new.arm.tolist(), new.reward.tolist(), strict=True):
+            bank.add(x, reward, arm, reward)
+        patterns = bank.extract_patterns()
+        if self._policy.version != arms:
+            return BackgroundResult.skipped("arms were added or removed meanwhile")
+        version = None if proposal is None else keep(proposal)
+        own = rows.id[self._own(rows)]
+        self.bank, self._banked = bank, int(own[-1]) + 1 if len(own) else self._banked
+        self.window.offer(rows.take(~fresh))
+        self.window.save()
+        self._cycles += 1
+        self._last = self._clock()
+        return BackgroundResult(
+            trajectories_processed=len(rows),
+            patterns_extracted=len(patterns),
+            elapsed=time.perf_counter() - began,
+            status="completed",
+            verdict=None if proposal is None else proposal.ruling.verdict,
+            reason="nothing is older than what is held out" if proposal is None else proposal.ruling.reason,
+            version=version,
+        )
+
+    def _split(self, rows: Rows) -> tuple[Mark, npt.NDArray[np.bool_]]:
+        """The newest mark that leaves a fifth of the window unseen, else the oldest; and which rows it has not learned from."""
+        assert self._policy is not None
+        marks = list(self._marks) or [Mark.of(self._policy)]
+        unseen = [self._own(rows) & (rows.id >= mark.before) for mark in marks]
+        enough = [n for n, some in enumerate(unseen) if some.sum() >= HELD_OUT * len(rows)]
+        chosen = enough[-1] if enough else 0
+        return marks[chosen], unseen[chosen]
+
+    def _own(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which rows are decisions of this process: their ids are in the order in which they were made."""
+        assert self._policy is not None
+        return np.asarray(rows.id >> np.uint64(SEQUENCE_BITS) == self._policy.first_id >> SEQUENCE_BITS)
+
+    def _propose(self, policy: Policy, mark: Mark, old: Rows, fresh: Rows) -> Proposal | None:
+        assert self.window is not None
+        config = self.config
+        reservoir = self.window.reservoir()
+        older = reservoir.take(~np.isin(reservoir.id, np.concatenate([old.id, fresh.id])))
+        replayed = older.joined(old)
+        if not len(replayed):
+            return None
+        replay = Replay(policy, mark, max_discard=self._max_discard)
+        seed = (config.seed, self._cycles)
+        candidate = replay.run(replayed, passes=config.passes, step=config.base_lora_lr, seed=seed)
+        ruling, metrics = self._judge(replay, candidate, fresh)
+        if len(fresh) and ruling.verdict != "reject":
+            late = Rows.remembered(policy, config.replay_rows, since=int(fresh.id[-1]) + 1)  # learned since the cycle began
+            candidate = replay.run(fresh.joined(late), candidate, passes=config.passes, step=config.base_lora_lr, seed=seed)
+        window = {"replayed": len(replayed), "reservoir": len(older), "held_out": len(fresh)}
+        window |= {"first_id": int(replayed.id[0]), "last_id": int((fresh if len(fresh) else replayed).id[-1])}
+        return Proposal(candidate, ruling, metrics, window)
+
+    def _judge(self, replay: Replay, candidate: Factors, fresh: Rows) -> tuple[Ruling, dict[str, Any]]:
+        if not len(fresh):
+            return Ruling("undecided", "there are no decisions that the learner has not learned from", {}), {}
+        reward = fresh.reward.astype(np.float64)
+        (after, theirs), (before, ours) = replay.score(fresh, candidate), replay.score(fresh)
+        metrics: dict[str, Any] = {"differing": int((theirs != ours).sum())}
+        metrics |= {"before": {"brier": _brier(before, reward)}, "after": {"brier": _brier(after, reward)}}
+        screened = screen(after, before, reward)
+        metrics["screen"] = dict(screened.evidence)
+        if screened.verdict == "reject":
+            return screened, metrics
+        chance = np.where(fresh.propensity >= GUARD_FLOOR, fresh.propensity, np.nan)
+        level = float(min(max(reward.mean(), 0.01), 1.0))
+        duel = logged_duel(theirs, ours, fresh.arm, reward, chance, least_propensity=GUARD_FLOOR, level=level)
+        metrics["duel"] = dict(duel.evidence)
+        if duel.verdict == "undecided":
+            return Ruling("undecided", f"{screened.reason}; {duel.reason}", duel.evidence), metrics
+        return duel, metrics
+
+
+def _brier(probability: npt.NDArray[np.float64], reward: npt.NDArray[np.float64]) -> float:
+    """Mean squared error of the calibrated probabilities."""
+    intercept, slope = calibrate(probability, reward)
+    p = np.clip(probability, 1e-6, 1 - 1e-6)
+    return float(np.mean((1 / (1 + np.exp(-intercept - slope * np.log(p / (1 - p)))) - reward) ** 2))

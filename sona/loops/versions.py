@@ -1,0 +1,42 @@
+"""Versions in a store: what the store keeps as rows, as versions of an engine."""
+
+import json
+from dataclasses import replace
+
+from sona.adapters import Factors, Version
+from sona.store import SqliteStore, VersionRow
+
+
+class StoredVersions:
+    """The versions of one name in a store: the newest 20 and the published one."""
+
+    def __init__(self, store: SqliteStore, name: str) -> None:
+        self._store, self._name = store, name
+
+    def add(self, version: Version) -> Version:
+        """Keep it; durable on return, with its number. SonaStoreError when another process leads or the store cannot be written."""
+        about = json.dumps({"metrics": version.metrics, "window": version.window})
+        row = VersionRow(version.parent, version.created, version.verdict, version.reason, about, version.factors.to_bytes())
+        return replace(version, number=self._store.put_version(self._name, row), published=False)
+
+    def all(self) -> list[Version]:
+        """Those that are kept, oldest first. SonaCorruptError when one is damaged."""
+        published = self._store.published(self._name)
+        found = []
+        for number, row in self._store.versions(self._name):
+            about = json.loads(row.about)
+            found.append(
+                Version(
+                    name=self._name,
+                    number=number,
+                    parent=row.parent,
+                    created=row.time,
+                    verdict=row.verdict,
+                    reason=row.reason,
+                    metrics=about["metrics"],
+                    window=about["window"],
+                    factors=Factors.from_bytes(row.factors),
+                    published=number == published,
+                )
+            )
+        return found
