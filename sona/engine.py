@@ -382,9 +382,7 @@ class SonaEngine:
         if before.digest not in [each.factors.digest for each in kept]:
             reason = f"served until {version.id} took its place"
             self._versions.add(
-                Version(
-                    name=self.name, parent=self._published(), created=time.time(), verdict="served", reason=reason, factors=before
-                )
+                Version(name=self.name, parent=self._published(), created=time.time(), verdict="served", reason=reason, factors=before)
             )
         self._swap(version.factors)
         try:

@@ -87,6 +87,8 @@ class Router:
         Under which the state is kept in the store.
     model_fingerprint : str, optional
         Identifies the frozen model; a stored state of another model is refused.
+    background : BackgroundLoopConfig, optional
+        Of `background_learn`.
 
     Attributes
     ----------

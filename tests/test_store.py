@@ -23,11 +23,12 @@ from sona.errors import (
     SonaVersionError,
     SonaWarning,
 )
-from sona.store import DecisionRow, FeedbackRow, SqliteStore, TrajectoryRow, lease, mounts, schema
+from sona.store import DecisionRow, FeedbackRow, SqliteStore, TrajectoryRow, VersionRow, lease, mounts, schema
 from sona.store import sqlite as sqlite_module
 
 GOLDEN = Path(__file__).parent / "golden"
 X = struct.pack("<4f", 1.0, -2.0, 0.5, 3.25)
+VERSION = VersionRow(None, 1000.0, "accept", "because", "{}", b"factors")
 
 
 def decision(id: int, *, time: float | None = None, source: str | None = None, x: bytes = X, arm_set: int = 1) -> DecisionRow:
@@ -440,7 +441,7 @@ def test_a_newer_schema_is_refused_with_both_versions_named(path):
     SqliteStore(path).close()
     raw(path, "PRAGMA user_version = 7")
     before = path.read_bytes()
-    with pytest.raises(SonaVersionError, match=r"version 1 or older .* got 7"):
+    with pytest.raises(SonaVersionError, match=r"version 2 or older .* got 7"):
         SqliteStore(path)
     assert path.read_bytes() == before
 
@@ -455,7 +456,7 @@ def test_an_older_schema_is_migrated_and_its_rows_stay(path, monkeypatch):
         assert store.reward(1) == 1.0
         assert store.integrity() == []
     assert raw(path, "SELECT region FROM decisions") == [("eu",)]
-    assert raw(path, "PRAGMA user_version") == [(2,)]
+    assert raw(path, "PRAGMA user_version") == [(3,)]
 
 
 def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
@@ -470,8 +471,8 @@ def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
 
 
 def test_an_open_store_does_not_write_into_a_file_that_a_newer_sona_migrated(path, store):
-    raw(path, "PRAGMA user_version = 2")
-    with pytest.raises(SonaVersionError, match="version 1, got 2"):
+    raw(path, "PRAGMA user_version = 3")
+    with pytest.raises(SonaVersionError, match="version 2, got 3"):
         store.append([decision(1)])
     assert store.integrity() != []
 
@@ -487,6 +488,20 @@ def test_a_file_of_schema_version_1_is_read(path):
         assert store.get_state("adapter") == (b"weights", 1)
         assert store.latest_arms() == (1, ("a", "b"), b"vectors", b"costs")
         assert store.session == 2
+        assert store.integrity() == []
+        assert (store.versions("adapter"), store.published("adapter")) == ([], None)
+        assert store.put_version("adapter", VERSION) == 1
+
+
+def test_a_file_of_schema_version_2_is_read(path):
+    conn = sqlite3.connect(path)
+    conn.executescript((GOLDEN / "store-v2.sql").read_text())
+    conn.close()
+    with SqliteStore(path) as store:
+        assert store.decision(1) == decision(1, source="s")
+        assert store.get_state("adapter") == (b"weights", 1)
+        assert store.versions("adapter") == [(1, VERSION), (2, VERSION)]
+        assert store.published("adapter") == 2
         assert store.integrity() == []
 
 

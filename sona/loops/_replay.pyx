@@ -54,7 +54,8 @@ def remembered(Policy policy not None, Py_ssize_t limit, uint64_t since=0):
     for i in range(n):
         record = sona_pending_get(policy.pending, found[i])
         memcpy(to + i * policy.dim, record.x, policy.dim * sizeof(float))
-        arm[i], reward[i], own[i], propensity[i] = record.decision.arm, record.outcome.reward, record.decision.own, record.decision.propensity
+        arm[i], own[i] = record.decision.arm, record.decision.own
+        reward[i], propensity[i] = record.outcome.reward, record.decision.propensity
         rows = sona_record_candidates(record)
         if rows != NULL or record.decision.version != version:
             for k in range(<int32_t> (record.count if rows != NULL else sona_policy_rows(policy.handle))):

@@ -141,8 +141,8 @@ class BackgroundLoop:
     evidence of a gain, see docs/learning.md: an undecided candidate is kept as a version and not served. The fifth is replayed into the
     candidate afterwards.
 
-    Rewards may be learned from other threads while a cycle runs; those of its last milliseconds are not in the candidate, and the next cycle
-    replays them. A second `run_cycle` while one is under way is skipped.
+    Rewards may be learned from other threads while a cycle runs; those of its last milliseconds are not in the candidate, and the next
+    cycle replays them. A second `run_cycle` while one is under way is skipped.
     """
 
     def __init__(

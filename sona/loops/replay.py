@@ -12,8 +12,8 @@ from sona.errors import SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 from sona.loops._replay import learn_rows, score_rows
-from sona.loops.ruling import at_least
 from sona.loops.rows import Rows
+from sona.loops.ruling import at_least
 
 __all__ = ["Factors", "Mark", "Replay", "Rows"]
 
@@ -65,7 +65,12 @@ class Replay:
         self.mark = Mark.of(policy) if mark is None else mark
         live, dim = policy.adapter.info(), policy.dim
         self._adapter = Adapter(
-            dim, rank=live["rank"], rank_max=live["rank_max"], max_discard=max_discard, window=max(WINDOW, live["rank"]), isa=policy.adapter.isa
+            dim,
+            rank=live["rank"],
+            rank_max=live["rank_max"],
+            window=max(WINDOW, live["rank"]),
+            max_discard=max_discard,
+            isa=policy.adapter.isa,
         )
         instant = Instant(dim, policy.instant.p0, policy.instant.constant, "identity", isa=policy.adapter.isa)
         instant.restore({"calibration": self.mark.calibration})
@@ -85,7 +90,14 @@ class Replay:
         self._policy.restore({**self.mark.policy, **nothing})
 
     def run(
-        self, rows: Rows, start: Factors | None = None, *, passes: int = 1, step: float = 0.3, shuffle: bool = True, seed: int = 0
+        self,
+        rows: Rows,
+        start: Factors | None = None,
+        *,
+        passes: int = 1,
+        step: float = 0.3,
+        shuffle: bool = True,
+        seed: int | tuple[int, int] = 0,
     ) -> Factors:
         """
         Learn the rows and return the correction, truncated to the rank of the base.

@@ -64,7 +64,7 @@ class Tasks:
 
     def begin(self, task: str) -> None:
         """What is offered from now on belongs to this task; one that was there before goes on."""
-        self.kept[task] = self.kept.pop(task, None) or Reservoir(self.size)
+        self.kept[task] = self.kept.pop(task) if task in self.kept else Reservoir(self.size)
         if len(self.kept) > MAX_TASKS:
             (_, one), (name, two), *rest = self.kept.items()
             self.kept = {name: one.merged(two, self._rng), **dict(rest)}

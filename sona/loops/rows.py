@@ -52,9 +52,10 @@ class Rows:
     candidates: npt.NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        n = len(self.id)
-        if self.x.dtype != np.float32 or self.x.ndim != 2 or len(self.x) != n or not self.x.flags.c_contiguous or not np.isfinite(self.x).all():
-            raise SonaValueError(f"x: expected finite C-contiguous float32 of shape ({n}, dim), got {self.x.dtype} {self.x.shape}")
+        n, x = len(self.id), self.x
+        shaped = x.dtype == np.float32 and x.ndim == 2 and len(x) == n and x.flags.c_contiguous
+        if not (shaped and np.isfinite(x).all()):
+            raise SonaValueError(f"x: expected finite C-contiguous float32 of shape ({n}, dim), got {x.dtype} {x.shape}")
         for name, dtype in (("id", np.uint64), ("arm", np.int32), ("reward", np.float32), ("own", np.bool_), ("propensity", np.float32)):
             column = getattr(self, name)
             if column.dtype != dtype or column.shape != (n,):
@@ -113,9 +114,7 @@ class Rows:
         """No rows."""
         none = np.zeros(0, np.float32)
         numbers = none.astype(np.int32)
-        return cls(
-            none.astype(np.uint64), none.reshape(0, dim), numbers, none, none.astype(np.bool_), none, np.zeros(1, np.int64), numbers
-        )
+        return cls(none.astype(np.uint64), none.reshape(0, dim), numbers, none, none.astype(np.bool_), none, np.zeros(1, np.int64), numbers)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -131,15 +130,29 @@ class Rows:
         counts = np.diff(self.start)[at]
         start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         within = np.arange(start[-1]) - np.repeat(start[:-1], counts) + np.repeat(self.start[:-1][at], counts)
-        columns = (getattr(self, name)[at] for name in ("id", "x", "arm", "reward", "own", "propensity"))
-        return type(self)(*columns, start, self.candidates[within])
+        return type(self)(
+            self.id[at],
+            self.x[at],
+            self.arm[at],
+            self.reward[at],
+            self.own[at],
+            self.propensity[at],
+            start,
+            self.candidates[within],
+        )
 
     def joined(self, other: Self) -> Self:
         """These rows and then the others."""
-        names = ("id", "x", "arm", "reward", "own", "propensity")
-        columns = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in names)
-        start = np.concatenate([self.start, other.start[1:] + len(self.candidates)])
-        return type(self)(*columns, start, np.concatenate([self.candidates, other.candidates]))
+        return type(self)(
+            np.concatenate([self.id, other.id]),
+            np.concatenate([self.x, other.x]),
+            np.concatenate([self.arm, other.arm]),
+            np.concatenate([self.reward, other.reward]),
+            np.concatenate([self.own, other.own]),
+            np.concatenate([self.propensity, other.propensity]),
+            np.concatenate([self.start, other.start[1:] + len(self.candidates)]),
+            np.concatenate([self.candidates, other.candidates]),
+        )
 
     def renumbered(self, before: Sequence[str | None], now: Sequence[str | None]) -> Self:
         """
@@ -156,7 +169,14 @@ class Rows:
         rows = [self.candidates[self.start[i] : self.start[i + 1]] for i in kept]
         named = [to[row if len(row) else everything] for row in rows]
         some = [row[row >= 0] for row in named]
-        columns = (getattr(self, name)[kept] for name in ("id", "x"))
-        rest = (getattr(self, name)[kept] for name in ("reward", "own", "propensity"))
         start = np.concatenate([[0], np.cumsum([len(row) for row in some])]).astype(np.int64)
-        return type(self)(*columns, to[self.arm[kept]], *rest, start, np.concatenate([np.zeros(0, np.int32), *some]))
+        return type(self)(
+            self.id[kept],
+            self.x[kept],
+            to[self.arm[kept]],
+            self.reward[kept],
+            self.own[kept],
+            self.propensity[kept],
+            start,
+            np.concatenate([np.zeros(0, np.int32), *some]),
+        )

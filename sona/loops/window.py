@@ -15,7 +15,6 @@ from sona.loops.rows import Rows
 from sona.store import DecisionRow
 from sona.store.sqlite import SEQUENCE_BITS
 
-
 log = logging.getLogger("sona")
 
 
@@ -51,9 +50,7 @@ class Window:
         if self._journal is None or len(own) == self._newest:
             return own
         known = set(own.id.tolist())
-        found = (
-            (row, reward) for row, reward in self._journal.store.decisions(self._newest) if reward is not None and row.id not in known
-        )
+        found = ((row, reward) for row, reward in self._journal.store.decisions(self._newest) if reward is not None and row.id not in known)
         return self._stored(found).joined(own)
 
     def reservoir(self) -> Rows:

@@ -46,7 +46,7 @@ PRUNE_ROWS = 2048  # rows deleted per transaction, so that no writer waits long
 VACUUM_PAGES = 4096
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-Row = TypeVar("Row", DecisionRow, FeedbackRow, TrajectoryRow)
+Row = TypeVar("Row", DecisionRow, FeedbackRow, TrajectoryRow, VersionRow)
 
 # Without the hint SQLite walks all feedback of the namespace backwards.
 _LAST_REWARD = "SELECT reward FROM feedback INDEXED BY feedback_id WHERE ns = {} AND id = {} AND seq < {} ORDER BY seq DESC LIMIT 1"
@@ -527,7 +527,8 @@ class SqliteStore:
 
     def _publish(self, conn: sqlite3.Connection, name: str, number: int) -> None:
         conn.execute("UPDATE versions SET published = 0 WHERE ns = ? AND name = ? AND published", (self._ns, name))
-        if not conn.execute("UPDATE versions SET published = 1 WHERE ns = ? AND name = ? AND number = ?", (self._ns, name, number)).rowcount:
+        one = conn.execute("UPDATE versions SET published = 1 WHERE ns = ? AND name = ? AND number = ?", (self._ns, name, number))
+        if one.rowcount != 1:
             raise SonaStoreError(f"{self.path}: there is no version {number} of {name!r}")
 
     def state_names(self) -> list[str]:
