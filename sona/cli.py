@@ -102,7 +102,33 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("store", metavar="STORE")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=_verify)
+
+    inspect = commands.add_parser("inspect", help="what a store holds: decisions, rewards, arms, learned state, versions")
+    inspect.add_argument("store", metavar="STORE")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_inspect)
+
+    versions = commands.add_parser("versions", help="what was served and what was proposed, with the verdicts on it")
+    _versioned(versions)
+    versions.set_defaults(run=_versions)
+
+    rollback = commands.add_parser(
+        "rollback",
+        help="serve a version of a store again, from the next start on",
+        description="Puts the correction of a kept version into the stored state. What was served until now is kept as a version, so this "
+        "can be undone. Refused while a process learns for the store: call engine.rollback() there.",
+    )
+    _versioned(rollback)
+    rollback.add_argument("version", metavar="VERSION", help="number or id, as `sona versions` prints them")
+    rollback.set_defaults(run=_rollback)
     return parser
+
+
+def _versioned(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("--namespace", default="default", metavar="NAME", help="of the store (default: default)")
+    parser.add_argument("--name", default="default", metavar="NAME", help="of the engine or router (default: default)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -217,6 +243,49 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         _print_store(report)
     return int(bool(faults(report)))
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from sona.contents import contents
+    from sona.report import as_json
+    from sona.report.table import one_line, size
+
+    report = contents(arguments.store)
+    if arguments.json:
+        print(as_json(report))
+        return 0
+    print(f"store      {one_line(report['path'])}, {size(report['file_bytes'])}")
+    for name, found in report["namespaces"].items():
+        print(f"  {name}: {found['decisions']} decisions, {found['rewards']} rewards, {found['arms']} arms, {size(found['bytes'])}")
+        for state, about in found["states"].items():
+            served = f", serves {about['published']}" if about["published"] is not None else ""
+            print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {about['versions']} versions{served}")
+    return 0
+
+
+def _versions(arguments: argparse.Namespace) -> int:
+    from sona.contents import versions_of
+    from sona.report import as_json
+    from sona.report.table import one_line
+
+    found = versions_of(arguments.store, arguments.namespace, arguments.name)
+    if arguments.json:
+        print(as_json({"versions": [version.as_dict() for version in found]}))
+        return 0
+    if not found:
+        print("no versions")
+    for version in found:
+        print(f"{'*' if version.published else ' '} {version.id}  {version.verdict}  {one_line(version.reason)}")
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from sona.contents import roll_back
+    from sona.report import as_json
+
+    version = roll_back(arguments.store, arguments.version, arguments.namespace, arguments.name)
+    print(as_json(version.as_dict()) if arguments.json else f"{version.id} is served from the next start on")
+    return 0
 
 
 def _print_store(report: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from sona._arrays import Floats, coerce, output
 from sona._fields import finite
 from sona._vector import checked
 from sona.adapters import Adapter, Factors, MemoryVersions, Version
-from sona.adapters.versions import find
+from sona.adapters.versions import find, keep_served
 from sona.config import SonaConfig
 from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops._instant import Instant
@@ -378,12 +378,7 @@ class SonaEngine:
         adapter = self.adapters[0]
         with self.journal.mutex if self.journal is not None else nullcontext():
             before = Factors.of(adapter)
-        kept = self._versions.all()
-        if before.digest not in [each.factors.digest for each in kept]:
-            reason = f"served until {version.id} took its place"
-            self._versions.add(
-                Version(name=self.name, parent=self._published(), created=time.time(), verdict="served", reason=reason, factors=before)
-            )
+        keep_served(self._versions, before, version, time.time())
         self._swap(version.factors)
         try:
             if isinstance(self._versions, MemoryVersions):

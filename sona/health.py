@@ -47,7 +47,7 @@ def store_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         There is no such file, or it is not a store that this version reads.
     """
     namespaces = {}
-    for name in _namespaces(path):
+    for name in namespaces_of(path):
         with SqliteStore(path, namespace=name) as store:
             namespaces[name] = {"decisions": store.count(), "bytes": store.bytes(), "faults": store.integrity()}
     return {"path": os.fspath(path), "file_bytes": Path(path).stat().st_size, "namespaces": namespaces}
@@ -58,8 +58,8 @@ def faults(report: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(fault for namespace in report["namespaces"].values() for fault in namespace["faults"]))
 
 
-def _namespaces(path: str | os.PathLike[str]) -> list[str]:
-    """Read without writing: to look at a file must not make it, nor a namespace in it."""
+def namespaces_of(path: str | os.PathLike[str]) -> list[str]:
+    """Names of a store's namespaces, read without writing: to look at a file must not make it, nor a namespace in it."""
     place = Path(path)
     if not place.is_file():
         raise SonaStoreError(f"no such store: {os.fspath(path)!r}")

@@ -20,7 +20,7 @@ LAYERS = {
     "loops": ("loops",),
     "engine": ("engine",),
     "router": ("router",),
-    "evaluation": ("health", "metrics", "progress", "report", "simulate"),
+    "evaluation": ("contents", "health", "metrics", "progress", "report", "simulate"),
     "programs": ("demo", "replay"),
     "command line": ("__main__", "cli"),
 }

@@ -108,3 +108,13 @@ def find(versions: list[Version], wanted: Version | str | int) -> Version:
         if text in (version.id, str(version.number)):
             return version
     raise SonaValueError(f"version: expected one of {', '.join(v.id for v in versions) or 'none, because there are none'}, got {text!r}")
+
+
+def keep_served(log: VersionLog, factors: Factors, successor: Version, now: float) -> None:
+    """Keep as a version what is served until `successor` takes its place, unless a kept version has these very factors."""
+    kept = log.all()
+    if factors.digest in [version.factors.digest for version in kept]:
+        return
+    parent = next((version.number for version in kept if version.published), None)
+    reason = f"served until {successor.id} took its place"
+    log.add(Version(name=successor.name, parent=parent, created=now, verdict="served", reason=reason, factors=factors))
