@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sona.errors import SonaStoreError
+from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.loops._policy import Policy
 from sona.loops.journal import Journal, proposals
 from sona.loops.reservoir import Tasks
@@ -42,20 +42,26 @@ class Window:
             self._state_name = f"{journal.name[:40]}.tasks-{hashlib.sha256(journal.name.encode()).hexdigest()[:8]}"
             kept = journal.store.get_state(self._state_name)
             if kept is not None:
-                self.tasks = Tasks.restore(json.loads(kept[0]), tasks.seed)
+                try:
+                    self.tasks = Tasks.restore(json.loads(kept[0]), tasks.seed)
+                except (SonaValueError, ValueError, KeyError, TypeError) as error:
+                    raise SonaCorruptError(f"reservoirs {self._state_name!r}: expected what sona wrote, got: {error}") from error
 
     def newest(self) -> Rows:
         """The newest rewarded decisions, oldest first: those that the policy remembers, and before them what the store has."""
         own = Rows.remembered(self._policy, self._newest)
         if self._journal is None or len(own) == self._newest:
             return own
+        self._journal.flush()
         known = set(own.id.tolist())
         found = ((row, reward) for row, reward in self._journal.store.decisions(self._newest) if reward is not None and row.id not in known)
-        return self._stored(found).joined(own)
+        both = self._stored(found).joined(own)
+        return both.take(np.arange(max(len(both) - self._newest, 0), len(both)))
 
     def reservoir(self) -> Rows:
         """The rows of every task's reservoir that are still to be had."""
         if self._journal is not None:
+            self._journal.flush()
             store = self._journal.store
             found = ((store.decision(id), store.reward(id)) for id in self.tasks.ids)
             return self._stored((row, reward) for row, reward in found if row is not None and reward is not None)

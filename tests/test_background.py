@@ -1,0 +1,458 @@
+"""Promises of the background loop: it judges on decisions nobody learned from, serves what is accepted alone, and fails without a trace."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import Clusters
+
+from sona import Router, SonaEngine
+from sona.adapters import Factors
+from sona.config import SonaConfig
+from sona.errors import SonaCorruptError, SonaError, SonaStoreError, SonaValueError
+from sona.loops import background
+from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
+from sona.loops.replay import Mark, Replay, Rows
+from sona.loops.ruling import Ruling
+from sona.patterns import PatternConfig
+
+Array = np.ndarray[Any, Any]
+SMALL = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=20, k_clusters=6), min_trajectories=50)
+
+
+@pytest.fixture
+def world() -> Clusters:
+    return Clusters(3)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sona.db"
+
+
+def make_router(world: Clusters, store: Any = None, config: BackgroundLoopConfig = SMALL, **options: Any) -> Router:
+    return Router(world.arms, store=store, background=config, **({"guard": False} | options))
+
+
+def serve(router: Router, world: Clusters, rounds: int = 300) -> list[int]:
+    ids = []
+    for _ in range(rounds):
+        x, k = world.draw()
+        d = router.route(x)
+        router.feedback(d.id, float(d.arm == k))
+        ids.append(d.id)
+    return ids
+
+
+def accept_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "logged_duel", lambda *_, **__: Ruling("accept", "the duel accepts", {"n": 1}))
+
+
+def reject_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "screen", lambda *_, **__: Ruling("reject", "the screen rejects", {"n": 1}))
+
+
+def everything(router: Router) -> dict[str, bytes]:
+    """State of the learner and of the loop."""
+    loop, engine = router.engine.loop_b, router.engine
+    assert loop.window is not None
+    arrays = {**engine.state(), **{f"bank.{name}": value for name, value in loop.bank.state().items()}}
+    found = {name: np.ascontiguousarray(value).tobytes() for name, value in arrays.items()}
+    found["versions"] = repr([v.as_dict() for v in engine.versions()]).encode()
+    found["loop"] = repr(
+        [loop._cycles, loop._banked, [m.before for m in loop._marks], loop.window.tasks.state(), loop.window.offered]
+    ).encode()
+    return found
+
+
+# ---- configuration and results ----
+
+
+def test_defaults_are_the_roadmaps_but_for_the_rate() -> None:
+    config = BackgroundLoopConfig()
+    assert (config.extraction_interval, config.min_trajectories, config.base_lora_lr) == (3600.0, 100, 0.3)
+    skipped = BackgroundResult.skipped("insufficient trajectories")
+    assert (skipped.status, skipped.trajectories_processed, skipped.patterns_extracted, skipped.elapsed) == (
+        "skipped: insufficient trajectories",
+        0,
+        0,
+        0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"min_trajectories": 0},
+        {"passes": 0},
+        {"replay_rows": 0},
+        {"reservoir_rows": -1},
+        {"base_lora_lr": 0.0},
+        {"base_lora_lr": 1.5},
+        {"extraction_interval": -1.0},
+        {"seed": -1},
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(SonaValueError, match=next(iter(bad))):
+        BackgroundLoopConfig(**bad)
+
+
+def test_patterns_of_another_width_are_refused() -> None:
+    with pytest.raises(SonaValueError, match="embedding_dim=8, got 20"):
+        SonaEngine(SonaConfig(hidden_dim=8), background=SMALL)
+
+
+def test_a_loop_is_due_after_its_interval() -> None:
+    now = [100.0]
+    loop = BackgroundLoop(BackgroundLoopConfig(extraction_interval=60.0), 8, clock=lambda: now[0])
+    assert not loop.due
+    now[0] += 60.0
+    assert loop.due
+
+
+# ---- a cycle ----
+
+
+def test_too_few_rewards_skip_the_cycle_and_wait_for_the_next_one(world: Clusters) -> None:
+    router = make_router(world)
+    serve(router, world, 49)
+    before = everything(router)
+    assert router.background_learn().status == "skipped: insufficient trajectories, 49 of 50"
+    assert everything(router) == before
+    serve(router, world, 1)
+    result = router.background_learn()
+    assert (result.status, result.trajectories_processed) == ("completed", 50)
+    serve(router, world, 49)
+    assert router.background_learn().status == "skipped: insufficient trajectories, 49 of 50"
+    serve(router, world, 1)
+    assert router.background_learn().trajectories_processed == 100
+
+
+def test_a_cycle_finds_the_clusters_and_proposes_a_candidate_that_changes_nothing(world: Clusters) -> None:
+    router = make_router(world)
+    ids = serve(router, world)
+    learned = {name: value.tobytes() for name, value in router.engine.state().items()}
+    result = router.background_learn()
+    assert result.status == "completed"
+    assert result.patterns_extracted == len(router.engine.loop_b.bank.patterns) == 6
+    assert result.elapsed > 0
+    assert result.verdict == "undecided"
+    assert result.version is not None
+    assert [v.id for v in router.engine.versions()] == [result.version.id]
+    assert {name: value.tobytes() for name, value in router.engine.state().items()} == learned
+    window = result.version.window
+    assert window["replayed"] + window["held_out"] == len(ids)
+    assert (window["first_id"], window["last_id"]) == (ids[0], ids[-1])
+    assert window["held_out"] >= 60
+    assert set(result.version.metrics) >= {"before", "after", "screen", "differing"}
+    assert router.engine.publish(result.version).published
+
+
+def test_an_accepted_candidate_is_served_and_can_be_rolled_back(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept_everything(monkeypatch)
+    router = make_router(world)
+    serve(router, world)
+    before = Factors.of(router.engine.adapters[0]).to_bytes()
+    result = router.background_learn()
+    assert result.version is not None
+    assert (result.verdict, result.version.published) == ("accept", True)
+    assert Factors.of(router.engine.adapters[0]).to_bytes() == result.version.factors.to_bytes() != before
+    old = next(v for v in router.engine.versions() if v.verdict == "served")
+    router.engine.rollback(old)
+    assert Factors.of(router.engine.adapters[0]).to_bytes() == before
+
+
+def test_a_rejected_candidate_is_kept_for_inspection(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    reject_everything(monkeypatch)
+    router = make_router(world)
+    serve(router, world)
+    before = router.engine.adapters[0].down.tobytes()
+    result = router.background_learn()
+    assert (result.verdict, result.reason) == ("reject", "the screen rejects")
+    assert result.version is not None
+    assert not result.version.published
+    assert router.engine.adapters[0].down.tobytes() == before
+
+
+def test_the_screen_rejects_what_learned_from_inverted_rewards() -> None:
+    rejected = 0
+    for seed in range(5):
+        world = Clusters(seed)
+        router = make_router(world)
+        ids = serve(router, world, 400)
+        loop = router.engine.loop_b
+        assert loop.window is not None
+        rows = loop.window.newest()
+        mark, fresh = loop._split(rows)
+        old = rows.take(~fresh)
+        poisoned = Rows(old.id, old.x, old.arm, 1 - old.reward, old.own, old.propensity, old.start, old.candidates)
+        replay = Replay(router.engine.policy, mark)
+        candidate = replay.run(poisoned, step=1.0, passes=3)
+        assert len(ids) == 400
+        rejected += loop._judge(replay, candidate, rows.take(fresh))[0].verdict == "reject"
+    assert rejected == 5
+
+
+def test_the_judge_sees_only_decisions_that_neither_model_has_learned(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make_router(world)
+    marks: list[Mark] = []
+    real = Mark.of
+    monkeypatch.setattr(Mark, "of", classmethod(lambda cls, policy: (marks.append(real(policy)), marks[-1])[1]))
+    ids = serve(router, world, 500)
+    loop = router.engine.loop_b
+    assert loop.window is not None
+    rows = loop.window.newest()
+    mark, fresh = loop._split(rows)
+    assert mark in marks
+    assert rows.id[fresh].tolist() == [id for id in ids if id >= mark.before]
+    assert 0.2 <= fresh.mean() <= 0.4
+    # The mark is the learner before the first of them: a twin that stops there has the same correction.
+    twin_world = Clusters(3)
+    twin = make_router(twin_world)
+    serve(twin, twin_world, ids.index(mark.before))
+    np.testing.assert_array_equal(twin.engine.adapters[0].down, mark.factors.down)
+
+
+def test_late_rewards_do_not_make_old_decisions_unseen(world: Clusters) -> None:
+    router = make_router(world)
+    late = [(router.route(x), k) for x, k in (world.draw() for _ in range(30))]
+    serve(router, world, 300)
+    for d, k in late:
+        router.feedback(d.id, float(d.arm == k))
+    loop = router.engine.loop_b
+    assert loop.window is not None
+    rows = loop.window.newest()
+    assert len(rows) == 330
+    _, fresh = loop._split(rows)
+    assert not set(rows.id[fresh].tolist()) & {d.id for d, _ in late}
+
+
+def test_marks_before_another_version_are_not_what_it_came_from(world: Clusters) -> None:
+    router = make_router(world)
+    serve(router, world)
+    result = router.background_learn()
+    assert result.version is not None
+    router.engine.publish(result.version)
+    loop = router.engine.loop_b
+    assert len(loop._marks) == 1
+    assert loop._marks[0].factors.to_bytes() == result.version.factors.to_bytes()
+    ids = serve(router, world, 100)
+    again = router.background_learn()
+    assert again.version is not None
+    assert again.version.parent == result.version.number
+    assert loop._marks[0].before == ids[0]
+
+
+def test_cycles_are_the_same_for_the_same_seed() -> None:
+    found = []
+    for _ in range(2):
+        world = Clusters(5)
+        router = make_router(world)
+        serve(router, world)
+        router.background_learn()
+        serve(router, world, 100)
+        result = router.background_learn()
+        assert result.version is not None
+        found.append(result.version.factors.to_bytes())
+    assert found[0] == found[1]
+
+
+def test_learning_that_is_switched_off_skips_the_cycle(world: Clusters) -> None:
+    router = make_router(world)
+    serve(router, world)
+    router.engine.enabled = False
+    assert router.background_learn().status == "skipped: learning is switched off"
+    router.engine.enabled = True
+    assert router.background_learn().status == "completed"
+
+
+def test_arms_that_change_during_a_cycle_skip_it(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make_router(world)
+    serve(router, world)
+    real = Replay.run
+
+    def meanwhile(self: Replay, *args: Any, **options: Any) -> Factors:
+        if "new" not in router.arms:
+            router.add_arm("new", np.ones(20))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Replay, "run", meanwhile)
+    assert router.background_learn().status == "skipped: arms were added or removed meanwhile"
+    assert router.engine.versions() == []
+    assert router.background_learn().status == "completed"
+
+
+# ---- failures ----
+
+
+@pytest.mark.parametrize("place", ["replay", "judge", "patterns", "keep", "serve"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_an_exception_in_a_cycle_leaves_everything_as_it_was(
+    world: Clusters, path: Path, monkeypatch: pytest.MonkeyPatch, place: str, stored: bool
+) -> None:
+    accept_everything(monkeypatch)
+    with make_router(world, path if stored else None) as router:
+        serve(router, world)
+        router.background_learn()
+        serve(router, world)
+        before = everything(router)
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise SonaStoreError("not now")
+
+        targets = {
+            "replay": (Replay, "run"),
+            "judge": (background, "screen"),
+            "patterns": (background.ReasoningBank, "extract_patterns"),
+            "keep": (type(router.engine._versions), "add"),
+            "serve": (router.engine, "_swap"),
+        }
+        with monkeypatch.context() as patched:
+            patched.setattr(*targets[place], fail)
+            with pytest.raises(SonaError, match="not now"):
+                router.background_learn()
+        after = everything(router)
+        if place == "serve":  # the candidate is kept, but not served
+            assert after.pop("versions") != before.pop("versions")
+            assert sum(v.published for v in router.engine.versions()) == 1
+        assert after == before
+        assert router.background_learn().status == "completed"
+
+
+def test_a_second_cycle_while_one_is_under_way_is_skipped(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make_router(world)
+    serve(router, world)
+    inside, leave = threading.Event(), threading.Event()
+    real = Replay.score
+
+    def slow(self: Replay, *args: Any, **options: Any) -> Any:
+        inside.set()
+        assert leave.wait(60)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Replay, "score", slow)
+    results: list[BackgroundResult] = []
+    thread = threading.Thread(target=lambda: results.append(router.background_learn()))
+    thread.start()
+    assert inside.wait(60)
+    assert router.background_learn().status == "skipped: another cycle is under way"
+    ids = serve(router, world, 20)  # requests go on
+    leave.set()
+    thread.join()
+    assert results[0].status == "completed"
+    assert results[0].version is not None
+    assert results[0].version.window["last_id"] < ids[0]
+    serve(router, world, 50)
+    assert router.background_learn().status == "completed"
+
+
+# ---- memory and store ----
+
+
+def test_the_window_is_bounded(world: Clusters) -> None:
+    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=120, reservoir_rows=30, min_trajectories=50)
+    router = make_router(world, config=config)
+    ids = serve(router, world, 400)
+    assert router.background_learn().trajectories_processed == 120
+    serve(router, world, 200)
+    result = router.background_learn()
+    loop = router.engine.loop_b
+    assert result.version is not None
+    assert loop.window is not None
+    assert 0 < result.version.window["reservoir"] <= 30
+    assert result.version.window["first_id"] in ids
+    assert len(loop.window.tasks.ids) == len(loop.window.reservoir()) == 30
+
+
+def test_each_task_keeps_its_own_decisions(world: Clusters) -> None:
+    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=100, reservoir_rows=25, min_trajectories=50)
+    router = make_router(world, config=config)
+    loop = router.engine.loop_b
+    assert loop.window is not None
+    of_task = {}
+    for name in ("first", "second", "third"):
+        loop.start_task(name)
+        of_task[name] = serve(router, world, 150)
+        router.background_learn()
+    assert list(loop.window.tasks.kept) == ["first", "second", "third"]
+    for name in ("first", "second"):
+        assert len(loop.window.tasks.kept[name].ids) == 25
+        assert set(loop.window.tasks.kept[name].ids) <= set(of_task[name])
+
+
+def test_a_restart_goes_on_from_the_store(world: Clusters, path: Path) -> None:
+    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=200, reservoir_rows=40, min_trajectories=50)
+    with make_router(world, path, config) as router:
+        ids = serve(router, world, 300)
+        router.background_learn()
+        loop = router.engine.loop_b
+        assert loop.window is not None
+        tasks, rows, kept = loop.window.tasks.state(), loop.window.newest(), loop.window.reservoir()
+        assert len(kept) == 40
+    with make_router(world, path, config) as router:
+        loop = router.engine.loop_b
+        assert loop.window is not None
+        assert loop.window.tasks.state() == tasks
+        for found, want in ((loop.window.newest(), rows), (loop.window.reservoir(), kept)):
+            for name in ("id", "x", "arm", "reward", "own", "start", "candidates"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+        more = serve(router, world, 60)
+        result = router.background_learn()
+        assert result.version is not None
+        assert result.trajectories_processed == 200
+        assert result.version.window["last_id"] == more[-1]
+        assert result.version.window["first_id"] in ids
+
+
+def test_what_the_store_forgets_is_not_replayed(world: Clusters, path: Path) -> None:
+    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=200, reservoir_rows=40, min_trajectories=50)
+    with make_router(world, path, config) as router:
+        serve(router, world, 300)
+        router.background_learn()
+        loop = router.engine.loop_b
+        assert loop.window is not None
+        gone = loop.window.tasks.ids[0]
+        assert router.engine.store is not None
+        router.engine.store.forget(gone)
+        assert gone not in loop.window.reservoir().id.tolist()
+        assert len(loop.window.reservoir()) == 39
+    with make_router(world, path, config) as router:
+        loop = router.engine.loop_b
+        assert loop.window is not None
+        assert gone not in loop.window.newest().id.tolist()
+
+
+def test_rewards_before_a_restart_are_no_fresh_ones(world: Clusters, path: Path) -> None:
+    with make_router(world, path) as router:
+        serve(router, world, 200)
+    with make_router(world, path) as router:
+        result = router.background_learn()
+        assert result.verdict == "undecided"
+        assert "no decisions that the learner has not learned from" in result.reason
+        assert result.version is not None
+        assert result.version.window["held_out"] == 0
+
+
+def test_damaged_reservoirs_are_reported(world: Clusters, path: Path) -> None:
+    with make_router(world, path) as router:
+        serve(router, world, 100)
+        router.background_learn()
+        loop = router.engine.loop_b
+        assert loop.window is not None
+        assert router.engine.store is not None
+        router.engine.store.put_state(loop.window._state_name, b'{"size": 0}', 0)
+    with pytest.raises(SonaCorruptError, match="reservoirs"):
+        make_router(world, path)
+
+
+def test_marks_are_bounded(world: Clusters) -> None:
+    router = make_router(world)
+    serve(router, world, 6000)
+    loop = router.engine.loop_b
+    assert len(loop._marks) == background.MARKS
+    spacing = np.diff([mark.before for mark in loop._marks])
+    assert spacing.min() >= 64
+    assert spacing.max() <= 256
