@@ -1,0 +1,156 @@
+"""What does a background cycle cost, and what does its candidate bring?  Prints times, and regret where candidates are served.
+
+    python asv_benchmarks/background_table.py [--seeds 5] [--streams NAME ...] [--json FILE]
+
+"screened" serves every candidate that the screen does not reject, each 500 requests; "gate" is what `background_learn` does by itself:
+only what a duel on the log accepts is served. Regret is in expected reward; seeds 0 to 4 are for tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median, stdev
+from time import process_time
+from typing import Literal
+
+import numpy as np
+from streams import Stream, make
+
+from sona import Router
+from sona.loops.background import BackgroundLoopConfig
+from sona.loops.replay import Mark, Replay, Rows
+from sona.patterns import PatternConfig, ReasoningBank
+
+EVERY = 500  # requests between cycles
+ROUNDS = 5
+STREAMS = ("digits:few:c", "digits:shift:c", "digits:few:f20", "digits:few:r5", "digits:shift:r5")
+Adopt = Literal["never", "screened", "gate"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    setting: str
+    figure: str
+    target: str = ""
+    met: bool | None = None
+
+
+def learned(count: int, dim: int, arms: int = 20, clusters: int = 50) -> Router:
+    """A router that has seen `count` requests from 50 clusters; the right arm of each cluster is random."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((clusters, dim))
+    right = rng.integers(arms, size=clusters)
+    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=dim, k_clusters=clusters))
+    router = Router(rng.standard_normal((arms, dim)).astype(np.float32), background=config, precondition="identity")
+    for k in rng.integers(clusters, size=count):
+        decision = router.route((centres[k] + 0.5 * rng.standard_normal(dim)).astype(np.float32))
+        router.feedback(decision.id, float(decision.index == right[k]))
+    return router
+
+
+def milliseconds(call: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """Median CPU time, because waiting for a core is not the code's doing; `before` is not timed."""
+    took = []
+    for _ in range(ROUNDS):
+        before()
+        start = process_time()
+        call()
+        took.append(1e3 * (process_time() - start))
+    return median(took)
+
+
+def times() -> list[Row]:
+    found = []
+    for dim in (256, 384):
+        for count in (1000, 4000):
+            policy = learned(count, dim).engine.policy
+            assert policy is not None
+            rows, replay = Rows.remembered(policy, count), Replay(policy)
+            took = milliseconds(lambda replay=replay, rows=rows: replay.run(rows, passes=2))
+            goal = ("< 1000 ms", took < 1000) if (count, dim) == (4000, 384) else ("", None)
+            found.append(Row("replay, 2 passes", f"{count} rows, d={dim}, K=20", f"{took:.1f} ms", *goal))
+    router = learned(1000, 256)
+    loop, policy = router.engine.loop_b, router.engine.policy
+    assert loop.window is not None
+    assert policy is not None
+    router.background_learn()  # loads scikit-learn
+
+    def again() -> None:
+        loop._cycles = loop._banked = 0  # the same rows count as new ones
+        loop.bank = ReasoningBank(loop.bank.config)
+
+    took = milliseconds(router.background_learn, again)
+    found.append(Row("background cycle", "1000 trajectories, d=256, k=50", f"{took:.1f} ms", "<= 100 ms", took <= 100))
+    found.append(Row("pattern extraction alone, later cycle", "the same", f"{milliseconds(loop.bank.extract_patterns):.1f} ms"))
+    mark = 10 * milliseconds(lambda: [Mark.of(policy) for _ in range(100)])  # us
+    share = f"{mark:.0f} us, {mark / 64:.2f} us a reward"
+    found.append(Row("mark of the learner", "d=256, K=20, each 64 to 256 rewards", share, "< 1 us", mark < 64))
+    return found
+
+
+def regret(stream: Stream, adopt: Adopt) -> tuple[float, int, int]:
+    """(regret, cycles, candidates served)"""
+    router = Router(stream.arms, seed=stream.seed)
+    lost, cycles, served = 0.0, 0, 0
+    for t, x in enumerate(stream.x):
+        decision = router.route(x)
+        lost += float(stream.value[t].max() - stream.value[t, decision.index])
+        router.feedback(decision.id, stream.reward(t, decision.index))
+        if adopt == "never" or t % EVERY != EVERY - 1:
+            continue
+        result = router.background_learn()
+        cycles += result.version is not None
+        if result.verdict == "undecided" and adopt == "screened" and result.version is not None:
+            router.engine.publish(result.version)
+            served += 1
+        served += result.verdict == "accept"
+    return lost, cycles, served
+
+
+def regrets(names: list[str], seeds: int) -> list[Row]:
+    found = []
+    for name in names:
+        alone = [regret(make(name, seed), "never")[0] for seed in range(seeds)]
+        found.append(Row("regret without cycles", name, spread(alone)))
+        for adopt in ("screened", "gate"):
+            runs = [regret(make(name, seed), adopt) for seed in range(seeds)]
+            change = mean(run[0] for run in runs) / mean(alone) - 1
+            share = f"{sum(run[2] for run in runs)} of {sum(run[1] for run in runs)} served"
+            goal = ("not above", change <= 0) if adopt == "gate" else ("", None)
+            found.append(Row(f"regret, {adopt}", name, f"{spread([run[0] for run in runs])}, {100 * change:+.0f} %, {share}", *goal))
+        print(f"{name}: done", file=sys.stderr, flush=True)
+    return found
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{mean(values):.0f}" + (f"+-{stdev(values):.0f}" if len(values) > 1 else "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--streams", nargs="*", default=list(STREAMS), metavar="NAME")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
+    options = parser.parse_args()
+    rows = times() + regrets(options.streams, options.seeds)
+    lines = [("what", "setting", "figure", "target", "met")]
+    lines += [(r.what, r.setting, r.figure, r.target, {True: "yes", False: "NO", None: ""}[r.met]) for r in rows]
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in (lines[0], ["-" * w for w in width], *lines[1:]):
+        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
