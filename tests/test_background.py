@@ -151,6 +151,40 @@ def test_a_cycle_finds_the_clusters_and_proposes_a_candidate_that_changes_nothin
     assert router.engine.publish(result.version).published
 
 
+def test_a_candidate_is_the_mark_then_what_is_older_then_what_was_held_out(world: Clusters) -> None:
+    router = make_router(world)
+    serve(router, world, 400)
+    loop, config = router.engine.loop_b, router.engine.loop_b.config
+    assert loop.window is not None
+    assert router.engine.policy is not None
+    rows = loop.window.newest()
+    mark, fresh = loop._split(rows)
+    replay = Replay(router.engine.policy, mark)
+    options: dict[str, Any] = {"passes": config.passes, "step": config.base_lora_lr, "seed": (config.seed, 0)}
+    want = replay.run(rows.take(fresh), replay.run(rows.take(~fresh), **options), **options)
+    result = router.background_learn()
+    assert result.version is not None
+    assert result.version.factors.to_bytes() == want.to_bytes()
+
+
+def test_no_decision_is_replayed_twice_and_none_that_judges(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make_router(world)
+    real, seen = Replay.run, []
+
+    def spied(self: Replay, rows: Rows, *args: Any, **options: Any) -> Factors:
+        seen.append(rows.id.tolist())
+        return real(self, rows, *args, **options)
+
+    monkeypatch.setattr(Replay, "run", spied)
+    for _ in range(3):
+        serve(router, world, 200)
+        seen.clear()
+        router.background_learn()
+        older, held_out = seen
+        assert len(set(older)) == len(older)
+        assert not set(older) & set(held_out)
+
+
 def test_an_accepted_candidate_is_served_and_can_be_rolled_back(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
     accept_everything(monkeypatch)
     router = make_router(world)
@@ -345,6 +379,7 @@ def test_a_second_cycle_while_one_is_under_way_is_skipped(world: Clusters, monke
     assert results[0].status == "completed"
     assert results[0].version is not None
     assert results[0].version.window["last_id"] < ids[0]
+    assert results[0].version.window["late"] == 20  # learned meanwhile, and in the candidate
     serve(router, world, 50)
     assert router.background_learn().status == "completed"
 
@@ -365,6 +400,24 @@ def test_the_window_is_bounded(world: Clusters) -> None:
     assert 0 < result.version.window["reservoir"] <= 30
     assert result.version.window["first_id"] in ids
     assert len(loop.window.tasks.ids) == len(loop.window.reservoir()) == 30
+
+
+def test_decisions_of_other_processes_are_in_the_window_and_it_stays_bounded(world: Clusters, path: Path) -> None:
+    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=150, min_trajectories=50)
+    with make_router(world, path, config) as leader, make_router(world, path, config) as follower:
+        own = serve(leader, world, 200)
+        others = serve(follower, world, 60)
+        follower.flush()
+        assert leader.engine.journal is not None
+        leader.engine.journal.poll()
+        loop = leader.engine.loop_b
+        assert loop.window is not None
+        rows = loop.window.newest()
+        assert len(rows) == 150
+        assert set(own[-90:]) < set(rows.id.tolist()) < set(own + others)
+        assert set(others) & set(rows.id.tolist())
+        _, fresh = loop._split(rows)
+        assert set(rows.id[fresh].tolist()) <= set(own)  # nobody knows when the others were learned
 
 
 def test_each_task_keeps_its_own_decisions(world: Clusters) -> None:

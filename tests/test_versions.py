@@ -110,6 +110,17 @@ def test_a_number_is_never_given_out_twice(path: Path) -> None:
     assert numbers == list(range(1, 3 * KEPT + 2))
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_published_version_stays_beside_the_newest_twenty(path: Path, stored: bool) -> None:
+    with make_router(path if stored else None) as router:
+        engine = router.engine
+        engine.publish(engine._versions.add(version(1)))
+        for seed in range(2, KEPT + 9):
+            engine._versions.add(version(seed))
+        numbers = [v.number for v in engine.versions()]
+        assert numbers == [1, *range(max(numbers) - KEPT + 1, max(numbers) + 1)]
+
+
 def test_an_id_names_number_and_content() -> None:
     log = MemoryVersions()
     one, two = log.add(version(1)), log.add(version(2))

@@ -30,7 +30,7 @@ class Version:
     metrics : mapping
         Plain numbers by name, "before" (what was served) and "after" (this version) and the evidence of the judges.
     window : mapping
-        Rows replayed and rows held out, with their first and last decision ids.
+        Numbers of rows by what became of them, and the first and last decision id of those replayed and held out.
     factors : Factors
     published : bool
         Whether this is the version that was put in service last.

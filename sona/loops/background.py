@@ -240,7 +240,7 @@ class BackgroundLoop:
         version = None if proposal is None else keep(proposal)
         own = rows.id[self._own(rows)]
         self.bank, self._banked = bank, int(own[-1]) + 1 if len(own) else self._banked
-        self.window.offer(rows.take(~fresh))
+        self.window.offer(rows)
         self.window.save()
         self._cycles += 1
         self._last = self._clock()
@@ -280,10 +280,11 @@ class BackgroundLoop:
         seed = (config.seed, self._cycles)
         candidate = replay.run(replayed, passes=config.passes, step=config.base_lora_lr, seed=seed)
         ruling, metrics = self._judge(replay, candidate, fresh)
+        late = Rows.empty(policy.dim)
         if len(fresh) and ruling.verdict != "reject":
             late = Rows.remembered(policy, config.replay_rows, since=int(fresh.id[-1]) + 1)  # learned since the cycle began
             candidate = replay.run(fresh.joined(late), candidate, passes=config.passes, step=config.base_lora_lr, seed=seed)
-        window = {"replayed": len(replayed), "reservoir": len(older), "held_out": len(fresh)}
+        window = {"replayed": len(replayed), "reservoir": len(older), "held_out": len(fresh), "late": len(late)}
         window |= {"first_id": int(replayed.id[0]), "last_id": int((fresh if len(fresh) else replayed).id[-1])}
         return Proposal(candidate, ruling, metrics, window)
 
