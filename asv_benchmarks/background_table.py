@@ -124,8 +124,7 @@ def regrets(names: list[str], seeds: int) -> list[Row]:
             runs = [regret(make(name, seed), adopt) for seed in range(seeds)]
             change = mean(run[0] for run in runs) / mean(alone) - 1
             share = f"{sum(run[2] for run in runs)} of {sum(run[1] for run in runs)} served"
-            goal = ("not above", change <= 0) if adopt == "gate" else ("", None)
-            found.append(Row(f"regret, {adopt}", name, f"{spread([run[0] for run in runs])}, {100 * change:+.0f} %, {share}", *goal))
+            found.append(Row(f"regret, {adopt}", name, f"{spread([run[0] for run in runs])}, {100 * change:+.0f} %, {share}"))
         print(f"{name}: done", file=sys.stderr, flush=True)
     return found
 

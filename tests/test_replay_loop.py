@@ -67,7 +67,7 @@ def test_a_replay_is_the_instant_step_again_with_calibration_and_trust_held(seed
     replay = Replay(policy)
     found = replay.run(rows, passes=passes, step=0.3, seed=seed)
 
-    rule = PolicyRule({f"arm{k}": v for k, v in enumerate(policy.vectors())})  # identity P, whatever the policy has
+    rule = PolicyRule({f"arm{k}": v for k, v in enumerate(policy.vectors())}, p0=P0)  # identity P, whatever the policy has
     down, up, offset = policy.adapter.rows()
     for one in zip(up, down, offset, strict=True):
         rule.delta.append(one[0], one[1], 1.0, float(one[2]))

@@ -6,7 +6,7 @@ cdef class Instant:
     cdef sona_instant *handle
     cdef readonly Py_ssize_t dim
     cdef readonly str precondition
-    cdef readonly double p0, constant
+    cdef readonly double prior_variance, constant
     cdef bint learn(self, Adapter adapter, const float *x, const float *v, float probability, double reward, object old) except -1
 
 

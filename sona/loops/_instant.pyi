@@ -10,7 +10,7 @@ FULL_UP_TO: int
 class Instant:
     dim: int
     precondition: str
-    p0: float
+    prior_variance: float
     constant: float
     def __new__(
         cls,

@@ -77,7 +77,7 @@ cdef class Instant:
         check(sona_instant_create(&options, &self.handle), f"instant step with p0={p0}, constant={constant}")
         self.dim = dim
         self.precondition = precondition
-        self.p0, self.constant = p0, constant
+        self.prior_variance, self.constant = p0, constant
 
     def __dealloc__(self):
         sona_instant_destroy(self.handle)

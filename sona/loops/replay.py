@@ -72,7 +72,7 @@ class Replay:
             max_discard=max_discard,
             isa=policy.adapter.isa,
         )
-        instant = Instant(dim, policy.instant.p0, policy.instant.constant, "identity", isa=policy.adapter.isa)
+        instant = Instant(dim, policy.instant.prior_variance, policy.instant.constant, "identity", isa=policy.adapter.isa)
         instant.restore({"calibration": self.mark.calibration})
         self._policy = Policy(self._adapter, instant, tau=policy.tau, guard=False, off_policy_step=1.0, pending=1)
         self._arms = policy.names_by_row()
