@@ -90,6 +90,8 @@ def test_defaults_are_the_roadmaps_but_for_the_rate() -> None:
         {"replay_rows": 0},
         {"reservoir_rows": -1},
         {"base_lora_lr": 0.0},
+        {"least_propensity": 0.0},
+        {"least_propensity": 0.6},
         {"base_lora_lr": 1.5},
         {"extraction_interval": -1.0},
         {"seed": -1},
@@ -187,7 +189,7 @@ def test_no_decision_is_replayed_twice_and_none_that_judges(world: Clusters, mon
 
 def test_an_accepted_candidate_is_served_and_can_be_rolled_back(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
     accept_everything(monkeypatch)
-    router = make_router(world)
+    router = make_router(world, explore="softmax")
     serve(router, world)
     before = Factors.of(router.engine.adapters[0]).to_bytes()
     result = router.background_learn()
@@ -226,8 +228,50 @@ def test_the_screen_rejects_what_learned_from_inverted_rewards() -> None:
         replay = Replay(router.engine.policy, mark)
         candidate = replay.run(poisoned, step=1.0, passes=3)
         assert len(ids) == 400
-        rejected += loop._judge(replay, candidate, rows.take(fresh))[0].verdict == "reject"
+        rejected += loop._judge(replay, candidate, rows.take(fresh), 0.5, explored=False)[0].verdict == "reject"
     assert rejected == 5
+
+
+def test_a_log_with_exploration_accepts_what_is_better_and_a_greedy_one_never(world: Clusters) -> None:
+    config = BackgroundLoopConfig(patterns=SMALL.patterns, least_propensity=0.01)
+    router = make_router(world, config=config, explore="softmax", tau=1.0)
+    policy, loop = router.engine.policy, router.engine.loop_b
+    assert policy is not None
+    replay = Replay(policy, Mark.of(policy))  # knows nothing yet
+    first, second = (serve(router, world, 1500) for _ in range(2))
+    rows = Rows.remembered(policy, 3000)
+    candidate = replay.run(rows.take(rows.id <= first[-1]), passes=2)
+    fresh = rows.take(rows.id >= second[0])
+    accepted, metrics = loop._judge(replay, candidate, fresh, 0.5, explored=True)
+    assert accepted.verdict == "accept", accepted.reason
+    assert metrics["duel"]["gain"] > 0
+    assert metrics["after"]["brier"] < metrics["before"]["brier"]
+    greedy, _ = loop._judge(replay, candidate, fresh, 0.5, explored=False)
+    assert greedy.verdict == "undecided"
+    assert "no chance" in greedy.reason
+
+
+@pytest.mark.parametrize(("explore", "asked"), [("greedy", False), ("softmax", True), ("thompson", True)])
+def test_the_log_is_asked_only_where_the_router_explores(
+    world: Clusters, monkeypatch: pytest.MonkeyPatch, explore: Any, asked: bool
+) -> None:
+    levels = []
+
+    def duel(*_: Any, level: float, **__: Any) -> Ruling:
+        levels.append(level)
+        return Ruling("undecided", "", {})
+
+    monkeypatch.setattr(background, "logged_duel", duel)
+    router = make_router(world, explore=explore, guard=True)
+    serve(router, world, 400)
+    loop = router.engine.loop_b
+    assert loop.window is not None
+    rows = loop.window.newest()
+    _, fresh = loop._split(rows)
+    assert router.background_learn().verdict == "undecided"
+    assert bool(levels) == asked
+    if asked:  # fixed by other rewards than those that judge
+        assert levels == [pytest.approx(rows.reward[~fresh].mean())]
 
 
 def test_the_judge_sees_only_decisions_that_neither_model_has_learned(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +372,7 @@ def test_an_exception_in_a_cycle_leaves_everything_as_it_was(
     world: Clusters, path: Path, monkeypatch: pytest.MonkeyPatch, place: str, stored: bool
 ) -> None:
     accept_everything(monkeypatch)
-    with make_router(world, path if stored else None) as router:
+    with make_router(world, path if stored else None, explore="softmax") as router:
         serve(router, world)
         router.background_learn()
         serve(router, world)

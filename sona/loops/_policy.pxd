@@ -25,6 +25,7 @@ cdef class Policy:
     cdef readonly Instant instant
     cdef readonly Py_ssize_t dim, capacity    # capacity: decisions that are remembered, a power of two
     cdef readonly double tau
+    cdef readonly str explore
     cdef float *unit                  # (dim): x / |x|
     cdef list names                   # by row; None for a removed arm
     cdef dict rows                    # name -> row

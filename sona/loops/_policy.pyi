@@ -25,6 +25,7 @@ class Policy:
     dim: int
     capacity: int
     tau: float
+    explore: str
     first_id: int
     arms: tuple[Any, ...]
     next_id: int

@@ -115,7 +115,7 @@ cdef class Policy:
             raise MemoryError("policy: out of memory")
         self.names, self.rows, self.arms, self.positions = [], {}, (), None
         self.next_id = self.first_id = first_id
-        self.tau, self.capacity = tau, 1 << (pending - 1).bit_length()
+        self.tau, self.explore, self.capacity = tau, explore, 1 << (pending - 1).bit_length()
 
     def __dealloc__(self):
         sona_policy_destroy(self.handle)

@@ -48,6 +48,9 @@ class BackgroundLoopConfig:
         The newest rewarded decisions that are replayed.
     reservoir_rows : int
         Decisions of each task that are replayed beside them.
+    least_propensity : float
+        Below it a logged draw says nothing to the duel, which its inverse bounds the stakes of: declare what your exploration guarantees.
+        At the default, the floor of the router's guard, thousands of held out decisions decide nothing.
     patterns : PatternConfig, optional
         Of the bank; its `embedding_dim` must be that of the engine.
     seed : int
@@ -64,12 +67,14 @@ class BackgroundLoopConfig:
     passes: int = 2
     replay_rows: int = 4000
     reservoir_rows: int = 200
+    least_propensity: float = GUARD_FLOOR
     patterns: PatternConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         between("extraction_interval", self.extraction_interval, 0, float("inf"))
         between("base_lora_lr", self.base_lora_lr, 0, 1 + 1e-9)
+        between("least_propensity", self.least_propensity, 0, 0.5 + 1e-9)
         for name, least in (("min_trajectories", 1), ("passes", 1), ("replay_rows", 1), ("reservoir_rows", 1), ("seed", 0)):
             at_least(name, getattr(self, name), least)
 
@@ -124,7 +129,7 @@ class BackgroundLoop:
     config : BackgroundLoopConfig
     hidden_dim : int
     policy : Policy or None
-        Whose decisions are replayed. Without one there are patterns only: a step that a caller computed cannot be computed again.
+        Whose decisions are replayed. Without one every cycle is skipped: a step that a caller computed cannot be computed again.
     journal : Journal or None
         Of the same learner, opened.
     max_discard : float
@@ -137,9 +142,9 @@ class BackgroundLoop:
     Whether a candidate is better can only be seen on decisions that neither it nor the incumbent has learned from, and the instant loop
     learns from each at once. So the loop takes marks of the learner as it goes; a cycle starts from the mark before the newest fifth of
     the window, replays what is older, and compares the result with the mark itself on that fifth. The screen may reject. Only a duel on
-    logged propensities may accept, and it is mostly undecided, because the guard draws on few decisions. Passing the screen is not
-    evidence of a gain, see docs/learning.md: an undecided candidate is kept as a version and not served. The fifth is replayed into the
-    candidate afterwards.
+    logged propensities may accept, and only where the policy explores: greedy choices, with the guard's draws among three models too, give
+    arms that no model proposed no chance, and nobody logged which those were. Passing the screen is not evidence of a gain, see
+    docs/background.md: an undecided candidate is kept as a version and not served. The fifth is replayed into the candidate afterwards.
 
     Rewards may be learned from other threads while a cycle runs; those of its last milliseconds are not in the candidate, and the next
     cycle replays them. A second `run_cycle` while one is under way is skipped.
@@ -279,7 +284,8 @@ class BackgroundLoop:
         replay = Replay(policy, mark, max_discard=self._max_discard)
         seed = (config.seed, self._cycles)
         candidate = replay.run(replayed, passes=config.passes, step=config.base_lora_lr, seed=seed)
-        ruling, metrics = self._judge(replay, candidate, fresh)
+        level = float(np.clip(replayed.reward.mean(), 0.01, 1.0))  # not that of the rows that judge
+        ruling, metrics = self._judge(replay, candidate, fresh, level, explored=policy.explore != "greedy")
         late = Rows.empty(policy.dim)
         if len(fresh) and ruling.verdict != "reject":
             late = Rows.remembered(policy, config.replay_rows, since=int(fresh.id[-1]) + 1)  # learned since the cycle began
@@ -288,7 +294,7 @@ class BackgroundLoop:
         window |= {"first_id": int(replayed.id[0]), "last_id": int((fresh if len(fresh) else replayed).id[-1])}
         return Proposal(candidate, ruling, metrics, window)
 
-    def _judge(self, replay: Replay, candidate: Factors, fresh: Rows) -> tuple[Ruling, dict[str, Any]]:
+    def _judge(self, replay: Replay, candidate: Factors, fresh: Rows, level: float, *, explored: bool) -> tuple[Ruling, dict[str, Any]]:
         if not len(fresh):
             return Ruling("undecided", "there are no decisions that the learner has not learned from", {}), {}
         reward = fresh.reward.astype(np.float64)
@@ -299,9 +305,12 @@ class BackgroundLoop:
         metrics["screen"] = dict(screened.evidence)
         if screened.verdict == "reject":
             return screened, metrics
-        chance = np.where(fresh.propensity >= GUARD_FLOOR, fresh.propensity, np.nan)
-        level = float(min(max(reward.mean(), 0.01), 1.0))
-        duel = logged_duel(theirs, ours, fresh.arm, reward, chance, least_propensity=GUARD_FLOOR, level=level)
+        if not explored:
+            blind = "the log cannot tell more, because greedy choices give arms that no model proposed no chance"
+            return Ruling("undecided", f"{screened.reason}; {blind}", screened.evidence), metrics
+        floor = self.config.least_propensity
+        chance = np.where(fresh.propensity >= floor, fresh.propensity, np.nan)
+        duel = logged_duel(theirs, ours, fresh.arm, reward, chance, least_propensity=floor, level=level)
         metrics["duel"] = dict(duel.evidence)
         if duel.verdict == "undecided":
             return Ruling("undecided", f"{screened.reason}; {duel.reason}", duel.evidence), metrics
