@@ -258,6 +258,7 @@ def test_rows_can_be_taken_joined_and_renumbered(seed: int) -> None:
         ({"x": [[1.0, np.inf], [0, 1]]}, "x"),
         ({"candidates": [[0, 0], None]}, "candidates"),
         ({"candidates": [[1], None]}, "candidates"),
+        ({"candidates": [[0, 1, 1], None]}, "candidates"),
         ({"candidates": [None]}, "candidates: expected 2 sequences"),
         ({"reward": [0.0]}, "reward: expected float32 of shape"),
     ],

@@ -398,9 +398,11 @@ def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pyte
         (3, "served", False),
     ]
     assert listed[2]["parent"] == 1
+    assert main(["rollback", str(path), listed[2]["id"]]) == 0
+    assert "is served from the next start on" in capsys.readouterr().out
     with make_router(path) as router:
-        router.engine.rollback(3)
         assert served(router) == learned
+        assert [v.number for v in router.engine.versions() if v.published] == [3]
 
 
 def test_the_command_line_inspects(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
