@@ -9,7 +9,7 @@ from sona._version import __version__
 if TYPE_CHECKING:
     from sona import metrics
     from sona._kernels import isas
-    from sona.adapters import Adapter, BaseLoRA, MicroLoRA, fold
+    from sona.adapters import Adapter, BaseLoRA, MicroLoRA, Version, fold
     from sona.config import SonaConfig
     from sona.engine import SonaEngine
     from sona.errors import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sona.loops._guard import Guard
     from sona.loops._instant import Instant
     from sona.loops._policy import Decision
+    from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
     from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 # Where each public name lives; looked up on first use, so that `import sona` loads neither numpy nor SQLite.
 _HOMES = {
     "sona._kernels": ("isas",),
-    "sona.adapters": ("Adapter", "BaseLoRA", "MicroLoRA", "fold"),
+    "sona.adapters": ("Adapter", "BaseLoRA", "MicroLoRA", "Version", "fold"),
     "sona.config": ("SonaConfig",),
     "sona.engine": ("SonaEngine",),
     "sona.errors": (
@@ -56,6 +57,7 @@ _HOMES = {
     "sona.loops._guard": ("Guard",),
     "sona.loops._instant": ("Instant",),
     "sona.loops._policy": ("Decision",),
+    "sona.loops.background": ("BackgroundLoop", "BackgroundLoopConfig", "BackgroundResult"),
     "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions"),
@@ -69,6 +71,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "Adapter",
     "Adwin",
+    "BackgroundLoop",
+    "BackgroundLoopConfig",
+    "BackgroundResult",
     "BaseLoRA",
     "Decision",
     "Duel",
@@ -112,6 +117,7 @@ __all__ = [
     "TrajectoryBuilder",
     "TrajectoryStep",
     "Transitions",
+    "Version",
     "__version__",
     "fold",
     "get_include",

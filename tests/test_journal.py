@@ -269,6 +269,19 @@ def test_feedback_from_another_process(tmp_path: Path, run_python: RunPython) ->
         assert (row.id, row.reward, row.source) == (d.id, 1.0, "mobile")
 
 
+def test_two_learners_of_one_namespace_are_refused(tmp_path: Path) -> None:
+    """They would learn each other's rewards."""
+    with open_router(tmp_path / "s.db", name="one") as router:
+        d = router.route(world().draw()[0])
+        router.feedback(d.id, 1.0)
+    with pytest.raises(SonaStoreError, match=r"name: expected 'one', whose state namespace 'default' .* got 'two'"):
+        open_router(tmp_path / "s.db", name="two")
+    with open_router(SqliteStore(tmp_path / "s.db", namespace="two"), name="two") as router:
+        assert router.stats()["engine"]["store"]["replayed"] == 0
+    with open_router(tmp_path / "s.db", name="one") as router:
+        assert router.route(world().draw()[0]).arm == d.arm
+
+
 def test_a_revision_after_a_restart_applies_the_difference_once(tmp_path: Path) -> None:
     options = {"guard": False, "precondition": "identity"}
     rule = PolicyRule(dict(enumerate(world().arms)))

@@ -524,29 +524,31 @@ def test_threads_add_and_look_up_while_a_cycle_runs(rng: np.random.Generator) ->
     bank = filled(rng, min_cluster_size=2)
     rows = rng.normal(size=(200, D))
     errors: list[BaseException] = []
+    cycled = threading.Event()
 
     def work() -> None:
         try:
-            for x in rows:
-                bank.add(x, 0.5)
-                found = bank.find_patterns(x, 2)
-                assert len(found) == 2
-                assert all(np.isfinite(p.centroid).all() for p in found)
+            while not cycled.is_set():
+                for x in rows:
+                    bank.add(x, 0.5)
+                    found = bank.find_patterns(x, 2)
+                    assert len(found) == 2
+                    assert all(np.isfinite(p.centroid).all() for p in found)
         except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
-    cycles = 0
-    while any(thread.is_alive() for thread in threads):
-        bank.extract_patterns()
-        cycles += 1
-    for thread in threads:
-        thread.join()
+    try:
+        for _ in range(3):
+            bank.extract_patterns()
+    finally:
+        cycled.set()
+        for thread in threads:
+            thread.join()
     assert not errors
     assert len(bank) == 100
-    assert cycles
 
 
 def test_cycles_run_one_at_a_time(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -372,6 +372,11 @@ class Journal:
     def _restore(self) -> None:
         kept = self.store.get_state(self.name)
         if kept is None:
+            if others := [name for name in self.store.state_names() if ".tasks-" not in name]:  # their rewards would be learned here
+                raise SonaStoreError(
+                    f"name: expected {others[0]!r}, whose state namespace {self.store.namespace!r} of {self.store.path} holds, "
+                    f"got {self.name!r}; another learner needs a namespace of its own: SqliteStore(path, namespace=...)"
+                )
             return
         blob, applied = kept
         arrays, meta = decode_state(blob)
