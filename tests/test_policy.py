@@ -683,6 +683,16 @@ def test_a_restored_policy_goes_on_bit_for_bit(explore: str, precondition: str) 
     assert go_on(policy) == go_on(twin)
 
 
+def test_a_state_from_before_trust_is_restored_with_full_trust() -> None:
+    policy = make_policy(some_arms(np.random.default_rng(0)))
+    train(policy, np.random.default_rng(1), 60)
+    state = policy.state()
+    del state["trust"]
+    twin = make_policy(some_arms(np.random.default_rng(0)))
+    twin.restore(state)
+    assert policy.trust < twin.trust == 1
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -511,7 +511,7 @@ cdef class Policy:
         """Put back what `state` returned."""
         cdef sona_policy_state s = sona_policy_get_state(self.handle)
         guard = np.asarray(arrays["guard"], dtype=np.float64)
-        trust = np.asarray(arrays["trust"], dtype=np.float64)
+        trust = np.asarray(arrays.get("trust", (1, s.trust.variance, -1, s.trust.patience)), dtype=np.float64)  # absent: from before trust
         random = np.asarray(arrays["random"], dtype=np.uint64)
         requests = np.asarray(arrays["requests"], dtype=np.uint64)
         sound = guard.shape == (7,) and np.isfinite(guard).all() and guard[6] in (2, 3)
