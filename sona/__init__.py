@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sona.loops._instant import Instant
     from sona.loops._policy import Decision
     from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
+    from sona.loops.coordinator import LoopCoordinator
     from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions
@@ -58,6 +59,7 @@ _HOMES = {
     "sona.loops._instant": ("Instant",),
     "sona.loops._policy": ("Decision",),
     "sona.loops.background": ("BackgroundLoop", "BackgroundLoopConfig", "BackgroundResult"),
+    "sona.loops.coordinator": ("LoopCoordinator",),
     "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions"),
@@ -89,6 +91,7 @@ __all__ = [
     "LearnedPattern",
     "LearningSignal",
     "LoggedDecision",
+    "LoopCoordinator",
     "LowRankEwc",
     "MicroLoRA",
     "MissingExtraError",

@@ -13,7 +13,7 @@ from sona.adapters import Factors
 from sona.config import SonaConfig
 from sona.errors import SonaCorruptError, SonaError, SonaStoreError, SonaValueError
 from sona.loops import background
-from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
+from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 from sona.loops.replay import Mark, Replay, Rows
 from sona.loops.ruling import Ruling
 from sona.patterns import PatternConfig
@@ -105,14 +105,6 @@ def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
 def test_patterns_of_another_width_are_refused() -> None:
     with pytest.raises(SonaValueError, match="embedding_dim=8, got 20"):
         SonaEngine(SonaConfig(hidden_dim=8), background=SMALL)
-
-
-def test_a_loop_is_due_after_its_interval() -> None:
-    now = [100.0]
-    loop = BackgroundLoop(BackgroundLoopConfig(extraction_interval=60.0), 8, clock=lambda: now[0])
-    assert not loop.due
-    now[0] += 60.0
-    assert loop.due
 
 
 # ---- a cycle ----

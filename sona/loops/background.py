@@ -36,7 +36,7 @@ class BackgroundLoopConfig:
     Attributes
     ----------
     extraction_interval : float
-        Seconds between cycles, for `BackgroundLoop.due`.
+        Seconds between cycles, for `LoopCoordinator`.
     min_trajectories : int
         With fewer rewarded decisions since the last cycle a cycle is skipped, and they wait for the next one.
     base_lora_lr : float
@@ -134,8 +134,6 @@ class BackgroundLoop:
         Of the same learner, opened.
     max_discard : float
         See `Adapter`.
-    clock : callable
-        Monotonic seconds.
 
     Notes
     -----
@@ -158,26 +156,19 @@ class BackgroundLoop:
         policy: Policy | None = None,
         journal: Journal | None = None,
         max_discard: float = 0.05,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         bank = PatternConfig(embedding_dim=hidden_dim) if config.patterns is None else config.patterns
         if bank.embedding_dim != hidden_dim:
             raise SonaValueError(f"patterns: expected embedding_dim={hidden_dim}, got {bank.embedding_dim}")
         self.config = config
         self.bank = ReasoningBank(bank)
-        self._policy, self._max_discard, self._clock = policy, max_discard, clock
+        self._policy, self._max_discard = policy, max_discard
         self._running = threading.Lock()
-        self._last = clock()
         self._cycles = 0
         self._banked = 0  # ids below it are in the bank
         self._marks: deque[Mark] = deque(maxlen=MARKS)
         self._mark_at = 0
         self.window = None if policy is None else Window(policy, journal, config.replay_rows, Tasks(config.reservoir_rows, config.seed))
-
-    @property
-    def due(self) -> bool:
-        """Whether `extraction_interval` has passed since the last cycle."""
-        return self._clock() - self._last >= self.config.extraction_interval
 
     # ---- while the instant loop learns ----
 
@@ -248,7 +239,6 @@ class BackgroundLoop:
         self.window.offer(rows)
         self.window.save()
         self._cycles += 1
-        self._last = self._clock()
         return BackgroundResult(
             trajectories_processed=len(rows),
             patterns_extracted=len(patterns),
