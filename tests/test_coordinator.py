@@ -179,9 +179,8 @@ def test_a_router_learns_in_the_background_while_it_serves() -> None:
                 d = router.route(x)
                 router.feedback(d.id, float(d.arm == k))
         assert done.is_set()
-        assert coordinator.failures == 0
+        assert coordinator.failures == 0, coordinator.last_error
         assert router.engine.versions()
-    assert any(result.status.startswith("skipped: insufficient") for result in results)
 
 
 def test_an_engine_alone_is_coordinated_from_its_own_thread() -> None:
