@@ -259,7 +259,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"  {name}: {found['decisions']} decisions, {found['rewards']} rewards, {found['arms']} arms, {size(found['bytes'])}")
         for state, about in found["states"].items():
             served = f", serves {about['published']}" if about["published"] is not None else ""
-            print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {about['versions']} versions{served}")
+            count = f"{about['versions']} version{'s' * (about['versions'] != 1)}"
+            print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {count}{served}")
     return 0
 
 

@@ -14,7 +14,7 @@ from sona.adapters import Factors, Version
 from sona.adapters.versions import find, keep_served
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.health import namespaces_of
-from sona.loops.journal import decode_state, encode_state
+from sona.loops.journal import decode_state, encode_state, learners
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore
 
@@ -37,7 +37,7 @@ def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "rewards": store.last_seq(),
                 "arms": 0 if arms is None else sum(name != "null" for name in arms[1]),
                 "bytes": store.bytes(),
-                "states": {name: _state(store, name) for name in store.state_names() if ".tasks-" not in name},
+                "states": {name: _state(store, name) for name in learners(store)},
             }
     return {"path": os.fspath(path), "file_bytes": Path(path).stat().st_size, "namespaces": found}
 

@@ -9,8 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from sona._arrays import Floats
-from sona._fields import finite as finite
-from sona._fields import set_step, set_trajectory
+from sona._fields import finite, set_step, set_trajectory
 
 _MIN_NORM = 1e-6  # a gradient shorter than this has no direction worth keeping and stays as it is
 

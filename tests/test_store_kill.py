@@ -1,21 +1,18 @@
 """kill -9 at random moments: whatever was acknowledged is there, and nothing is torn."""
 
-import multiprocessing
 import os
 import random
 import struct
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
+from crash import FORKSERVER, killed
 
 from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow, load_snapshot, save_snapshot
 
 # A server process with the imports done forks the victims: tens of milliseconds for each, and no thread of pytest's is forked.
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["numpy", "safetensors.numpy", "sona.store.sqlite", "sona.store.writer", "sona.store.snapshot"])
 
 NORMAL, SLOW = 48, 400
 
@@ -79,31 +76,6 @@ def save_snapshots(path: str, acknowledge: Connection, seed: int) -> None:
         n += 1
         save_snapshot(path, {"a": np.full(rng.choice([10, 100_000]), n), "b": np.array(n)}, {"n": n})
         acknowledge.send(n)
-
-
-def killed(target, path: Path, rng: random.Random, longest: float) -> list:
-    """Run `target`, kill it at a random moment within `longest` seconds of its first acknowledgement; what it acknowledged."""
-    ours, theirs = FORKSERVER.Pipe(duplex=False)
-    child = FORKSERVER.Process(target=target, args=(str(path), theirs, rng.randrange(2**32)))
-    child.start()
-    theirs.close()
-    seen = []
-    assert ours.poll(60)
-    deadline = time.monotonic() + rng.random() * longest
-    while (left := deadline - time.monotonic()) > 0:
-        if ours.poll(left):
-            seen.append(ours.recv())
-    child.kill()
-    try:
-        while True:
-            seen.append(ours.recv())
-    except (EOFError, OSError, struct.error):  # a last message may be cut short: then it was not received, so not acknowledged
-        pass
-    child.join(60)
-    assert child.exitcode == -9
-    child.close()
-    ours.close()
-    return seen
 
 
 def check_store(path: Path, acknowledged: list) -> None:

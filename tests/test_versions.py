@@ -1,19 +1,18 @@
 """Promises of versions: they never change, one of them is published together with the state that has it, and any can be served again."""
 
 import json
-import multiprocessing
 import os
 import random
 import sqlite3
 import struct
 import threading
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from crash import killed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,9 +24,6 @@ from sona.config import SonaConfig
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, VersionRow
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["numpy", "safetensors.numpy", "sona.store.sqlite"])
 
 Array = np.ndarray[Any, Any]
 DIM = 8
@@ -325,35 +321,11 @@ def publish_versions(path: str, acknowledge: Connection, seed: int) -> None:
             acknowledge.send(("published", number, content))
 
 
-def killed(path: Path, rng: random.Random, longest: float) -> list[tuple[str, int, bytes]]:
-    ours, theirs = FORKSERVER.Pipe(duplex=False)
-    child = FORKSERVER.Process(target=publish_versions, args=(str(path), theirs, rng.randrange(2**32)))
-    child.start()
-    theirs.close()
-    seen = []
-    assert ours.poll(60)
-    deadline = time.monotonic() + rng.random() * longest
-    while (left := deadline - time.monotonic()) > 0:
-        if ours.poll(left):
-            seen.append(ours.recv())
-    child.kill()
-    try:
-        while True:
-            seen.append(ours.recv())
-    except (EOFError, OSError, struct.error):
-        pass
-    child.join(60)
-    assert child.exitcode == -9
-    child.close()
-    ours.close()
-    return seen
-
-
 def test_kills_lose_no_version_and_never_part_the_published_one_from_its_state(tmp_path: Path) -> None:
     path, rng = tmp_path / "sona.db", random.Random(7)
     last, published = 0, 0
     for _ in range(16):
-        seen = killed(path, rng, 0.08)
+        seen = killed(publish_versions, path, rng, 0.08)
         with SqliteStore(path) as store:
             assert store.integrity() == []
             kept = dict(store.versions("default"))

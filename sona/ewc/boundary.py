@@ -4,8 +4,8 @@ import math
 import operator
 from typing import Any, Protocol
 
+from sona._fields import finite
 from sona.errors import SonaValueError
-from sona.types import finite
 
 MAX_BUCKETS = 5  # Adwin: of one size; a sixth merges the two oldest (Bifet & Gavalda: M)
 CLOCK = 32  # Adwin: updates between looks at the window, as in the authors' code

@@ -1,16 +1,17 @@
 """What EWC++ does whatever form the Fisher information has: settings, adaptive lambda, boundary detection, the ring of tasks."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from sona._fields import finite
 from sona._kernels import Kernels
 from sona.errors import SonaValueError
 from sona.ewc.boundary import Adwin, Detector, PageHinkley
-from sona.types import finite
 
 Boundary = Literal["adwin", "page-hinkley"]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -74,7 +75,7 @@ class EwcConfig:
 Task = TypeVar("Task")
 
 
-class TaskRing(Generic[Task]):
+class TaskRing(ABC, Generic[Task]):
     """
     The tasks of an EWC++ form, the lambda of its penalty and the detector of its boundaries.
 
@@ -150,8 +151,9 @@ class TaskRing(Generic[Task]):
         if len(self._tasks) > 1:
             self._set_tasks((self._merge(self._tasks),))
 
+    @abstractmethod
     def _merge(self, tasks: Sequence[Task]) -> Task:
-        raise NotImplementedError
+        """One task that stands for all."""
 
     def _set_tasks(self, tasks: tuple[Task, ...]) -> None:
         self._tasks = tasks

@@ -377,9 +377,9 @@ class Duel:
 def reason(verdict: Verdict, found: Mapping[str, Any], alpha: float, n_min: int) -> str:
     """What the evidence of `Bets` says, in words; a point is a hundredth of the reward range."""
     if verdict == "accept":
-        why = f"evidence of {found['accept_wealth']:.0f} to 1 that it does not lose {100 * found['tolerance']:.3g} points"
+        why = f"evidence of {found['accept_wealth']:.3g} to 1 that it does not lose {100 * found['tolerance']:.3g} points"
     elif verdict == "reject":
-        why = f"evidence of {found['reject_wealth']:.0f} to 1 that it does not gain {100 * found['margin']:.3g} points"
+        why = f"evidence of {found['reject_wealth']:.3g} to 1 that it does not gain {100 * found['margin']:.3g} points"
     elif verdict == "undecided" and found["n"] < n_min:
         why = f"too early, fewer than {n_min} decisions"
     else:

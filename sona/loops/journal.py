@@ -25,6 +25,7 @@ log = logging.getLogger("sona")
 
 STATE_FORMAT = 1
 POLL_SECONDS = 1.0
+TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
 _PROPOSALS = struct.Struct("<fffBB")  # chance of current, frozen, anchor; own; agreed
 
 
@@ -91,6 +92,11 @@ def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
 def proposals(row: DecisionRow) -> tuple[Any, ...]:
     """chance of current, frozen and older copy to serve what was served, own, agreed: what the guard learns from."""
     return _PROPOSALS.unpack(row.proposals)
+
+
+def learners(store: SqliteStore) -> list[str]:
+    """Names of the learners whose state a namespace keeps, sorted."""
+    return [name for name in store.state_names() if TASKS not in name]
 
 
 class Journal:
@@ -372,7 +378,7 @@ class Journal:
     def _restore(self) -> None:
         kept = self.store.get_state(self.name)
         if kept is None:
-            if others := [name for name in self.store.state_names() if ".tasks-" not in name]:  # their rewards would be learned here
+            if others := learners(self.store):  # their rewards would be learned here
                 raise SonaStoreError(
                     f"name: expected {others[0]!r}, whose state namespace {self.store.namespace!r} of {self.store.path} holds, "
                     f"got {self.name!r}; another learner needs a namespace of its own: SqliteStore(path, namespace=...)"

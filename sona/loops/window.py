@@ -9,7 +9,7 @@ import numpy as np
 
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.loops._policy import Policy
-from sona.loops.journal import Journal, proposals
+from sona.loops.journal import TASKS, Journal, proposals
 from sona.loops.reservoir import Tasks
 from sona.loops.rows import Rows
 from sona.store import DecisionRow
@@ -39,7 +39,7 @@ class Window:
         self._kept = Rows.empty(policy.dim)  # without a store: of the reservoirs
         self._arms = policy.names_by_row()  # that the rows in memory refer to
         if journal is not None:
-            self._state_name = f"{journal.name[:40]}.tasks-{hashlib.sha256(journal.name.encode()).hexdigest()[:8]}"
+            self._state_name = f"{journal.name[:40]}{TASKS}{hashlib.sha256(journal.name.encode()).hexdigest()[:8]}"
             kept = journal.store.get_state(self._state_name)
             if kept is not None:
                 try:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sona._arrays import Floats, coerce
+from sona._fields import finite
 from sona._kernels import Kernels
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError
 from sona.patterns.clusters import Doubles, Ints, assignment, fit, near_duplicates, nearest, one_thread, similarities
@@ -21,7 +22,7 @@ from sona.patterns.prior import retrieval_prior
 from sona.patterns.statistics import PatternStatistics
 from sona.patterns.verdict import Verdict, verdicts
 from sona.patterns.window import OUTCOME, Outcomes, TrajectoryWindow
-from sona.types import QueryTrajectory, finite
+from sona.types import QueryTrajectory
 
 _MAX_ARMS = 1 << 20
 _MAX_WEIGHT = 1e9  # sums of them, and of their squares, stay far within a float

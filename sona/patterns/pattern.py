@@ -8,9 +8,9 @@ from typing import Any, Self
 import numpy as np
 
 from sona._arrays import Floats, coerce
+from sona._fields import finite
 from sona._vector import frozen
 from sona.errors import SonaTypeError, SonaValueError
-from sona.types import finite
 
 
 class PatternType(IntEnum):
