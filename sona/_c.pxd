@@ -196,8 +196,13 @@ cdef extern from "sona/policy.h" nogil:
         float chance[3]
         uint8_t own
         uint8_t agreed
-        uint16_t reserved
+        uint8_t trial
+        uint8_t rival
         uint32_t version
+    enum:
+        SONA_RIVAL_CHOICE
+        SONA_RIVAL_DIFFERS
+    float SONA_RIVAL_LEAST
     ctypedef struct sona_outcome:
         float reward, probability, weight
         uint32_t row
@@ -230,6 +235,8 @@ cdef extern from "sona/policy.h" nogil:
                                    const sona_decision *decision, float reward, sona_outcome *outcome, sona_step *step)
     int sona_policy_enabled(const sona_policy *policy)
     void sona_policy_set_enabled(sona_policy *policy, int enabled)
+    sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial)
+    sona_status sona_policy_take_arms(sona_policy *policy, const sona_policy *source)
     float sona_policy_confidence(const sona_policy *policy)
     void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown, uint64_t *choices)
     void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown, uint64_t choices)

@@ -1,6 +1,8 @@
 """SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
 
+import logging
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,8 +24,11 @@ from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValu
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult, Proposal
+from sona.loops.gate import GateConfig
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
+from sona.loops.ruling import Ruling
+from sona.loops.trial import Trial
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.trajectory import TrajectoryBuilder
@@ -32,6 +37,9 @@ Store = str | os.PathLike[str] | SqliteStore | None
 
 _TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
 _OPEN_TRAJECTORIES = 4096
+RETRY_SECONDS = 1.0
+
+log = logging.getLogger("sona")
 
 
 class SonaEngine:
@@ -78,17 +86,8 @@ class SonaEngine:
         self.name = name
         self.fingerprint = model_fingerprint
         self._enabled = os.environ.get("SONA_DISABLE") != "1"
-        self.adapters = tuple(
-            Adapter(
-                c.hidden_dim,
-                rank=c.base_lora_rank,
-                rank_max=c.base_lora_rank_max,
-                micro=c.micro_lora_rank,
-                max_discard=c.max_discard,
-            )
-            for _ in range(c.num_layers)
-        )
-        self.instants = tuple(Instant(c.hidden_dim, c.p0, c.bias_input, c.precondition) for _ in range(c.num_layers))
+        self.adapters = tuple(self._make_adapter() for _ in range(c.num_layers))
+        self.instants = tuple(self._make_instant() for _ in range(c.num_layers))
         pending = InstantLoopConfig(
             micro_lora_rank=c.micro_lora_rank, max_pending_signals=c.trajectory_capacity, max_pending_bytes=c.trajectory_bytes
         )
@@ -97,6 +96,10 @@ class SonaEngine:
         self._ended: OrderedDict[int, tuple[bytes, list[float | None]]] = OrderedDict()
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
+        self._trial: Trial | None = None
+        self._outcome: Version | None = None  # of a decided trial, kept and not in service yet
+        self._deciding = threading.Lock()
+        self._decide_at = 0.0  # after a failure, monotonic seconds
         self._taught = False  # by trajectories, since the state was last written
         self._owns_store = not isinstance(store, SqliteStore)
         self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
@@ -126,6 +129,16 @@ class SonaEngine:
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
+
+    def _make_adapter(self) -> Adapter:
+        c = self.config
+        return Adapter(
+            c.hidden_dim, rank=c.base_lora_rank, rank_max=c.base_lora_rank_max, micro=c.micro_lora_rank, max_discard=c.max_discard
+        )
+
+    def _make_instant(self) -> Instant:
+        c = self.config
+        return Instant(c.hidden_dim, c.p0, c.bias_input, c.precondition)
 
     @property
     def enabled(self) -> bool:
@@ -299,14 +312,15 @@ class SonaEngine:
             self.journal.reward(tid, unit, None)
         return True
 
-    # ---- versions ----
+    # ---- the background loop ----
 
     def background_learn(self) -> BackgroundResult:
         """
         One cycle of the background loop: patterns of the requests, and a candidate by replay of rewarded decisions.
 
-        An accepted candidate is in service when this returns, with what it replaced kept as a version; any other is kept as a version and
-        changes nothing. Where there is nothing to learn from, or another process holds the store, the result says "skipped".
+        The candidate is kept as a version. An accepted one is in service when this returns, with what it replaced kept as a version; an
+        undecided one goes on trial, unless the policy explores or the configuration says otherwise: see `trial`. While a trial is on, no
+        other candidate is made. Where there is nothing to learn from, or another process holds the store, the result says "skipped".
 
         Raises
         ------
@@ -318,7 +332,9 @@ class SonaEngine:
             return BackgroundResult.skipped("learning is switched off")
         if self.journal is not None and not self.journal.leading:
             return BackgroundResult.skipped("another process learns for this store")
-        return self.loop_b.run_cycle(self._keep)
+        trial = self._trial
+        hold = None if trial is None else f"version {trial.version} is on trial, {trial.ruling.reason}"
+        return self.loop_b.run_cycle(self._keep, hold=hold)
 
     def _keep(self, proposal: Proposal) -> Version:
         kept = self._versions.add(
@@ -333,7 +349,94 @@ class SonaEngine:
                 factors=proposal.factors,
             )
         )
-        return self._serve(kept) if kept.verdict == "accept" else kept
+        if kept.verdict == "accept":
+            return self._serve(kept)
+        if kept.verdict == "undecided" and self.loop_b.config.trial and self.policy is not None and self.policy.explore == "greedy":
+            self._try(kept, proposal.level)
+        return kept
+
+    # ---- a candidate on trial ----
+
+    @property
+    def trial(self) -> Ruling | None:
+        """
+        What the gate says so far about the candidate that is on trial, with the number of its version as evidence "version"; else None.
+
+        A candidate on trial is served half of the decisions on which it and the learner choose different arms, and learns every reward that
+        the learner learns. The reward that decides the trial makes a version of what the candidate has become, and serves it if it was
+        accepted.
+        """
+        self._layer(0)
+        if self._trial is None:
+            return None
+        found = self._trial.ruling
+        return replace(found, evidence={**found.evidence, "version": self._trial.version})
+
+    def _try(self, candidate: Version, level: float) -> None:
+        assert self.policy is not None
+        config = self.loop_b.config.gate or GateConfig()
+        with self.journal.mutex if self.journal is not None else nullcontext():
+            self._trial = Trial.of(
+                self.policy,
+                self._make_adapter(),
+                self._make_instant(),
+                candidate.factors,
+                gate=config,
+                level=level,
+                version=candidate.number,
+            )
+            self._trial.begin()
+        if self.journal is not None:
+            self.journal.save()
+
+    def _rewarded(self) -> None:
+        """After each reward of a policy: whatever has become due by it."""
+        self.loop_b.note()
+        trial = self._trial
+        if trial is None or trial.gate.verdict == "undecided" or time.monotonic() < self._decide_at:
+            return
+        if self._deciding.acquire(blocking=False):
+            try:
+                if self._trial is trial and (self.journal is None or self.journal.leading):
+                    self._decide(trial)
+            except SonaStoreError as error:
+                log.warning("trial of version %d: %s", trial.version, error)
+                self._decide_at = time.monotonic() + RETRY_SECONDS
+            finally:
+                self._deciding.release()
+
+    def _decide(self, trial: Trial) -> None:
+        """Keep what came of a trial as a version, and serve it if it was accepted; SonaStoreError leaves it to be done later."""
+        found = trial.ruling
+        outcome = self._outcome or self._versions.add(
+            Version(
+                name=self.name,
+                parent=self._published(),
+                created=time.time(),
+                verdict=found.verdict,
+                reason=found.reason,
+                metrics={name: dict(about) for name, about in found.evidence.items()},
+                window={"candidate": trial.version},
+                factors=Factors.of(trial.candidate.adapter),
+            )
+        )
+        if found.verdict == "accept":
+            try:
+                self._serve(outcome, trial)
+            except SonaStoreError:
+                self._outcome = outcome
+                raise
+            return
+        self._end_trial()
+        if self.journal is not None:
+            self.journal.save()
+
+    def _end_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.end()
+            self._trial = self._outcome = None
+
+    # ---- versions ----
 
     def versions(self) -> list[Version]:
         """What was served and what was proposed, oldest first: the newest 20 and the published one."""
@@ -371,29 +474,32 @@ class SonaEngine:
         """`publish`, by the name under which one looks for it when a version has to go; any version that is kept will do."""
         return self.publish(version)
 
-    def _serve(self, version: Version) -> Version:
+    def _serve(self, version: Version, trial: Trial | None = None) -> Version:
+        """Put a version in service; with `trial`, whose candidate it is, everything else that the candidate has learned as well."""
         if self.journal is not None and not self.journal.leading:
             raise SonaStoreError(f"version {version.id}: another process learns for this store")
         version.factors.check(self.config.hidden_dim, f"version {version.id}")
-        adapter = self.adapters[0]
         with self.journal.mutex if self.journal is not None else nullcontext():
-            before = Factors.of(adapter)
-        keep_served(self._versions, before, version, time.time())
-        self._swap(version.factors)
+            before = self.state()
+            served = Factors.of(self.adapters[0])
+        keep_served(self._versions, served, version, time.time())
+        with self.journal.mutex if self.journal is not None else nullcontext():
+            if trial is None:
+                version.factors.put(self.adapters[0])
+            else:
+                trial.take_over()
+            self._end_trial()
         try:
             if isinstance(self._versions, MemoryVersions):
                 self._versions.publish(version.number)
             elif self.journal is not None:
                 self.journal.save(publish=version.number)
         except BaseException:
-            self._swap(before)
+            with self.journal.mutex if self.journal is not None else nullcontext():
+                self._put(before)
             raise
+        self.loop_b.replaced()
         return replace(version, published=True)
-
-    def _swap(self, factors: Factors) -> None:
-        with self.journal.mutex if self.journal is not None else nullcontext():
-            factors.put(self.adapters[0])
-            self.loop_b.replaced()
 
     # ---- time ----
 
@@ -452,6 +558,8 @@ class SonaEngine:
             arrays |= {f"layer{layer}.{key}": value for key, value in (rows | instant.state()).items()}
         if self.policy is not None:
             arrays |= {f"policy.{key}": value for key, value in self.policy.state().items()}
+        if self._trial is not None:
+            arrays |= {f"trial.{key}": value for key, value in self._trial.state().items()}
         return arrays
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -471,9 +579,13 @@ class SonaEngine:
             part = _part(arrays, f"layer{layer}.")
             instant.restore(part)
             adapter.assign(part["down"], part["up"], part["offset"], int(part["base"][0]))
-        policy = _part(arrays, "policy.")
+        policy, trial = _part(arrays, "policy."), _part(arrays, "trial.")
         if self.policy is not None and policy:
             self.policy.restore(policy)
+        self._end_trial()
+        if self.policy is not None and trial:
+            self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)
+            self._trial.begin()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and everything learned to a snapshot directory; the one before is kept beside it."""

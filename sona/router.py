@@ -307,7 +307,7 @@ class Router:
         self._check_open()
         unit = self.engine._unit(reward)
         accepted = self._learn(id, unit, source)
-        self.engine.loop_b.note()
+        self.engine._rewarded()
         if sync and accepted and self._journal is not None:
             self._journal.flush()
         return accepted
@@ -318,7 +318,7 @@ class Router:
             if self._journal is not None:
                 return self._journal.feedback(id, unit, source, learn=self.engine.enabled)
             if self.engine.enabled:
-                return bool(self._policy.learn(id, unit))
+                return bool(self._policy.learn(id, unit, source=source))
             if self._policy.knows(id):
                 return True
         except OverflowError:  # no id of 64 bits
@@ -336,7 +336,7 @@ class Router:
         accepted = 0
         for id, unit in zip(ids, units, strict=True):
             accepted += self._learn(id, unit, source)
-            self.engine.loop_b.note()
+            self.engine._rewarded()
         if sync:
             self.flush()
         return accepted

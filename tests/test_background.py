@@ -19,7 +19,7 @@ from sona.loops.ruling import Ruling
 from sona.patterns import PatternConfig
 
 Array = np.ndarray[Any, Any]
-SMALL = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=20, k_clusters=6), min_trajectories=50)
+SMALL = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=20, k_clusters=6), min_trajectories=50, trial=False)
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ def test_an_exception_in_a_cycle_leaves_everything_as_it_was(
             "judge": (background, "screen"),
             "patterns": (background.ReasoningBank, "extract_patterns"),
             "keep": (type(router.engine._versions), "add"),
-            "serve": (router.engine, "_swap"),
+            "serve": (router.engine.journal, "save") if stored else (type(router.engine._versions), "publish"),
         }
         with monkeypatch.context() as patched:
             patched.setattr(*targets[place], fail)
@@ -424,7 +424,7 @@ def test_a_second_cycle_while_one_is_under_way_is_skipped(world: Clusters, monke
 
 
 def test_the_window_is_bounded(world: Clusters) -> None:
-    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=120, reservoir_rows=30, min_trajectories=50)
+    config = BackgroundLoopConfig(trial=False, patterns=SMALL.patterns, replay_rows=120, reservoir_rows=30, min_trajectories=50)
     router = make_router(world, config=config)
     ids = serve(router, world, 400)
     assert router.background_learn().trajectories_processed == 120
@@ -473,7 +473,7 @@ def test_each_task_keeps_its_own_decisions(world: Clusters) -> None:
 
 
 def test_a_restart_goes_on_from_the_store(world: Clusters, path: Path) -> None:
-    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=200, reservoir_rows=40, min_trajectories=50)
+    config = BackgroundLoopConfig(trial=False, patterns=SMALL.patterns, replay_rows=200, reservoir_rows=40, min_trajectories=50)
     with make_router(world, path, config) as router:
         ids = serve(router, world, 300)
         router.background_learn()
@@ -497,7 +497,7 @@ def test_a_restart_goes_on_from_the_store(world: Clusters, path: Path) -> None:
 
 
 def test_what_the_store_forgets_is_not_replayed(world: Clusters, path: Path) -> None:
-    config = BackgroundLoopConfig(patterns=SMALL.patterns, replay_rows=200, reservoir_rows=40, min_trajectories=50)
+    config = BackgroundLoopConfig(trial=False, patterns=SMALL.patterns, replay_rows=200, reservoir_rows=40, min_trajectories=50)
     with make_router(world, path, config) as router:
         serve(router, world, 300)
         router.background_learn()

@@ -108,6 +108,10 @@ sona_status sona_policy_add_arm(sona_policy *p, const float *vector, float cost,
   sona_status status = reserve_arms(p, slot + 1);
   sona_lora w;
   if (!status) status = sona_policy_follow(p, &w);
+  if (!status && p->rival && p->rival->version == p->version) {
+    int32_t theirs;
+    status = sona_policy_add_arm(p->rival, vector, cost, &theirs);
+  }
   if (status) return status;
   if (slot < p->arms) p->gaps--;
   memcpy(p->vectors + slot * p->ld, vector, p->o.dim * sizeof *vector);
@@ -125,10 +129,32 @@ sona_status sona_policy_add_arm(sona_policy *p, const float *vector, float cost,
 
 sona_status sona_policy_remove_arm(sona_policy *p, int32_t row) {
   if (!sona_policy_alive(p, row)) return SONA_EINVAL;
+  if (p->rival && p->rival->version == p->version) (void)sona_policy_remove_arm(p->rival, row);
   p->died[row] = ++p->version;
   p->gaps++;
   share_precision(p);
   return SONA_OK;
+}
+
+sona_status sona_policy_take_arms(sona_policy *p, const sona_policy *source) {
+  if (p == source || p->o.dim != source->o.dim) return SONA_EINVAL;
+  sona_status status = reserve_arms(p, source->arms);
+  if (status) return status;
+  memcpy(p->vectors, source->vectors, source->arms * p->ld * sizeof *p->vectors);
+  memcpy(p->cost, source->cost, source->arms * sizeof *p->cost);
+  memcpy(p->born, source->born, source->arms * sizeof *p->born);
+  memcpy(p->died, source->died, source->arms * sizeof *p->died);
+  memset(p->records, 0, p->arm_capacity * sizeof *p->records);
+  p->arms = source->arms;
+  p->gaps = source->gaps;
+  p->has_cost = source->has_cost;
+  p->version = source->version;
+  share_precision(p);
+  p->seen.rows = 0; /* other vectors: what the arms see of the models is computed anew */
+  p->seen_generation = 0;
+  for (int i = 0; i < COPIES; i++) p->copies[i].rows = p->copies[i].seen.rows = 0;
+  sona_lora w;
+  return sona_policy_follow(p, &w);
 }
 
 size_t sona_policy_rows(const sona_policy *p) { return p->arms; }

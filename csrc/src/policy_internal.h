@@ -5,6 +5,7 @@
  *   policy_scores.c  logits, softmax and first choice
  *   policy_route.c   requests: exploration, the guard's draw, explanations
  *   policy_learn.c   outcomes: the first reward, and another one
+ *   policy_rival.c   another learner on trial
  *
  * candidates (count) are rows, or NULL for all of them: count is then p->arms. */
 #ifndef SONA_POLICY_INTERNAL_H
@@ -55,6 +56,9 @@ struct sona_policy {
   sona_guard guard;
   sona_trust trust;
   sona_random random;
+  sona_policy *rival; /* not owned */
+  float rival_share;
+  uint8_t trial;
   uint64_t requests, refreshed;
   float *frozen, *current, *anchor, *work; /* (arm_ld): scores / tau of each model, and scratch */
   float *coef;                             /* (coef_capacity): down x + offset */
@@ -89,6 +93,17 @@ sona_status sona_policy_follow(sona_policy *p, sona_lora *w);
 
 /* The new arm in row `slot`, seen by everything that is up to date for the others; w is the adapter that was followed. */
 void sona_policy_project_arm(const sona_policy *p, const sona_lora *w, size_t slot);
+
+/* ---- the rival: nothing happens without one, or while it has other arms ---- */
+
+/* Which of the candidates the rival would serve, -1 where it is not asked. */
+int64_t sona_policy_rival_choice(sona_policy *p, const float *x, const int32_t *candidates, size_t count);
+
+/* The rival learns what the policy has learned: the first reward of a decision, and another one in the place of `before`. */
+void sona_policy_teach_rival(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
+                             float weight);
+void sona_policy_correct_rival(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
+                               float reward, const sona_outcome *before);
 
 /* ---- scores: logit (count) over candidates, or (arms) over all rows with -inf for rows that are not of `version` ---- */
 

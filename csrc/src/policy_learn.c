@@ -90,6 +90,7 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
   view v;
   sona_status status = rescore(p, x, candidates, count, d, &v);
   if (status) return status;
+  const float given = weight;
   if (!d->own) weight *= p->o.off_policy_step;
   const float confidence = sona_policy_confidence(p);
   status = sona_instant_step(p->instant, p->adapter, x, p->direction, v.probability, sona_policy_best_rate(p), reward, weight,
@@ -119,6 +120,7 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
   if (p->o.guard && !d->agreed && d->propensity > 0 && !isnan(d->chance[0]))
     sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm], v.expected);
   refresh_anchor(p);
+  sona_policy_teach_rival(p, x, candidates, count, d, reward, given);
   sona_lora w;
   (void)sona_policy_follow(p, &w); /* so that the next request does not pay for it; without memory it will */
   return SONA_OK;
@@ -182,6 +184,7 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
   outcome->doubt = (float)(p->trust.variance - before.variance);
   if (reward > 0) p->trust.barren = -1;
   const sona_adapter_info after = sona_adapter_describe(p->adapter);
+  sona_policy_correct_rival(p, x, candidates, count, d, reward, outcome);
   outcome->reward = reward;
   outcome->row = (uint32_t)(after.total - 1);
   outcome->generation = stands ? after.generation : 0;

@@ -116,10 +116,18 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
   double weight[SONA_GUARD_MODELS] = {1};
   int64_t arm = which[SONA_CURRENT];
   const int agreed = explore == SONA_GREEDY && which[0] == which[1] && which[0] == which[2];
-  if (p->o.guard && !agreed) {
-    sona_guard_weights(&p->guard, weight);
+  const int64_t other = explore == SONA_GREEDY ? sona_policy_rival_choice(p, x, candidates, count) : -1;
+  int differs = other >= 0 && other != own;
+  if (p->o.guard && (!agreed || differs)) sona_guard_weights(&p->guard, weight);
+  const int counts = other >= 0 && weight[SONA_CURRENT] >= SONA_RIVAL_LEAST;
+  differs &= counts;
+  const double share = differs ? p->rival_share * weight[SONA_CURRENT] : 0; /* of the rival, out of the learner's */
+  if ((p->o.guard && !agreed) || differs) {
     const double draw = sona_random_uniform(&p->random);
-    arm = which[draw < weight[0] ? 0 : draw < weight[0] + weight[1] ? 1 : SONA_GUARD_MODELS - 1];
+    if (draw < weight[0])
+      arm = draw < share ? other : which[0];
+    else
+      arm = which[draw < weight[0] + weight[1] ? 1 : SONA_GUARD_MODELS - 1];
   }
   float chance = arm == which[SONA_CURRENT];
   if (mass) chance = mass[arm];
@@ -130,10 +138,12 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
       .chance = {chance, arm == which[SONA_FROZEN], p->guard.models == SONA_GUARD_MODELS && arm == which[SONA_ANCHOR]},
       .own = arm == own,
       .agreed = (uint8_t)agreed,
+      .trial = counts ? p->trial : 0,
+      .rival = (uint8_t)((counts && arm == other ? SONA_RIVAL_CHOICE : 0) | (differs ? SONA_RIVAL_DIFFERS : 0)),
       .version = p->version,
   };
-  decision->propensity =
-      agreed || !p->o.guard ? chance : (float)(weight[0] * chance + weight[1] * decision->chance[1] + weight[2] * decision->chance[2]);
+  const double models = (weight[0] - share) * chance + weight[1] * decision->chance[1] + weight[2] * decision->chance[2];
+  decision->propensity = (float)(differs ? models + share * (arm == other) : agreed || !p->o.guard ? chance : models);
   p->requests++;
   return SONA_OK;
 }

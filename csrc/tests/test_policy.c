@@ -162,6 +162,109 @@ static void test_arms(void) {
   destroy(s);
 }
 
+/* Where the learner and its rival differ, the share of each arm over many draws is its logged propensity. */
+static void test_draws(setup s, setup other) {
+  enum { DRAWS = 40000 };
+  for (int n = 0; n < 3; n++) {
+    int counts[ARMS] = {0};
+    int32_t ours, theirs;
+    double propensity[ARMS] = {0};
+    float x[DIM], probability[ARMS];
+    sona_decision d;
+    do {
+      unit(x);
+      CHECK_EQ(sona_policy_best(s.policy, SONA_CURRENT, x, NULL, 0, &ours), SONA_OK);
+      CHECK_EQ(sona_policy_best(other.policy, SONA_CURRENT, x, NULL, 0, &theirs), SONA_OK);
+    } while (ours == theirs);
+    for (int t = 0; t < DRAWS; t++) {
+      CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &d), SONA_OK);
+      counts[d.arm]++;
+      propensity[d.arm] = d.propensity;
+    }
+    CHECK(counts[theirs] > DRAWS / 10);
+    for (int k = 0; k < ARMS; k++)
+      CHECK_NEAR((double)counts[k] / DRAWS, propensity[k], 5 * sqrt(propensity[k] * (1 - propensity[k]) / DRAWS) + 1e-3);
+  }
+}
+
+/* A rival is drawn where the arms differ, with the propensity that is logged, learns what it is shown, and follows the arms. */
+static void test_rival(int guard) {
+  sona_random_seed(&rng, 31);
+  setup s = make(SONA_GREEDY, guard, SONA_FULL), other = make(SONA_GREEDY, 0, SONA_FULL), alone = make(SONA_GREEDY, 0, SONA_FULL);
+  float x[DIM], probability[2][ARMS + 1];
+  sona_decision d;
+  sona_outcome o;
+  CHECK_EQ(sona_policy_set_rival(s.policy, other.policy, 0.5f, 1), SONA_OK); /* the histories agree, if not the vectors */
+  CHECK_EQ(sona_policy_set_rival(s.policy, s.policy, 0.5f, 1), SONA_EINVAL);
+  CHECK_EQ(sona_policy_set_rival(s.policy, other.policy, 1, 1), SONA_EINVAL);
+  CHECK_EQ(sona_policy_set_rival(s.policy, other.policy, 0.5f, 0), SONA_EINVAL);
+  CHECK_EQ(sona_policy_take_arms(other.policy, s.policy), SONA_OK);
+  CHECK_EQ(sona_policy_take_arms(alone.policy, s.policy), SONA_OK);
+  CHECK_EQ(sona_policy_set_rival(s.policy, NULL, 0, 0), SONA_OK);
+
+  for (int t = 0; t < 200; t++) { /* the rival learns something else beforehand */
+    unit(x);
+    CHECK_EQ(sona_policy_route(other.policy, x, NULL, 0, probability[0], &d), SONA_OK);
+    CHECK_EQ(sona_policy_learn(other.policy, x, NULL, 0, &d, d.arm == 3, 1, &o, NULL), SONA_OK);
+    CHECK_EQ(sona_policy_learn(alone.policy, x, NULL, 0, &d, d.arm == 3, 1, &o, NULL), SONA_OK);
+  }
+  CHECK_EQ(sona_policy_set_rival(s.policy, other.policy, 0.4f, 7), SONA_OK);
+  test_draws(s, other);
+  int differ = 0;
+  for (int t = 0; t < 200; t++) {
+    int32_t theirs, ours;
+    unit(x);
+    CHECK_EQ(sona_policy_best(other.policy, SONA_CURRENT, x, NULL, 0, &theirs), SONA_OK);
+    CHECK_EQ(sona_policy_best(s.policy, SONA_CURRENT, x, NULL, 0, &ours), SONA_OK);
+    CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability[0], &d), SONA_OK);
+    CHECK_EQ(d.trial, 7);
+    CHECK_EQ(d.rival, (d.arm == theirs ? SONA_RIVAL_CHOICE : 0) | (ours != theirs ? SONA_RIVAL_DIFFERS : 0));
+    if (ours != theirs) {
+      differ++;
+      const float least = (d.arm == theirs ? 0.4f : 0.6f) * SONA_RIVAL_LEAST;
+      CHECK((d.arm != theirs && d.arm != ours) || d.propensity >= least);
+    } else if (!guard) {
+      CHECK_NEAR(d.propensity, 1, 0);
+    }
+    const float reward = d.arm == 2;
+    CHECK_EQ(sona_policy_learn(s.policy, x, NULL, 0, &d, reward, 1, &o, NULL), SONA_OK);
+    sona_decision logged = d;
+    logged.own = d.arm == theirs;
+    logged.agreed = 1;
+    CHECK_EQ(sona_policy_learn(alone.policy, x, NULL, 0, &logged, reward, 1, &o, NULL), SONA_OK);
+  }
+  CHECK(differ > 10);
+  unit(x);
+  CHECK_EQ(sona_policy_route(other.policy, x, NULL, 0, probability[0], &d), SONA_OK);
+  CHECK_EQ(sona_policy_route(alone.policy, x, NULL, 0, probability[1], &d), SONA_OK);
+  for (int k = 0; k < ARMS; k++) CHECK_NEAR(probability[0][k], probability[1][k], 1e-6);
+
+  test_draws(s, other);
+
+  float e[DIM];
+  int32_t row;
+  CHECK_EQ(sona_policy_remove_arm(s.policy, 1), SONA_OK);
+  CHECK(!sona_policy_alive(other.policy, 1));
+  unit(e);
+  CHECK_EQ(sona_policy_add_arm(s.policy, e, 0, &row), SONA_OK);
+  CHECK(sona_policy_alive(other.policy, row));
+  CHECK_EQ(sona_policy_version(other.policy), sona_policy_version(s.policy));
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability[0], &d), SONA_OK);
+  CHECK_EQ(d.trial, 7);
+  CHECK_EQ(sona_policy_learn(s.policy, x, NULL, 0, &d, 1, 1, &o, NULL), SONA_OK);
+  CHECK_EQ(sona_policy_revise(s.policy, x, NULL, 0, &d, 0, &o, NULL), SONA_OK);
+  sona_policy_set_enabled(s.policy, 0);
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability[0], &d), SONA_OK);
+  CHECK_EQ(d.trial, 0);
+  sona_policy_set_enabled(s.policy, 1);
+  CHECK_EQ(sona_policy_set_rival(s.policy, NULL, 0, 0), SONA_OK);
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability[0], &d), SONA_OK);
+  CHECK_EQ(d.trial, 0);
+  destroy(s);
+  destroy(other);
+  destroy(alone);
+}
+
 static void test_pending(void) {
   sona_pending *p = NULL;
   CHECK_EQ(sona_pending_create(0, DIM, 0, &p), SONA_EINVAL);
@@ -196,6 +299,8 @@ int main(void) {
   test_propensity(SONA_GREEDY, 1);
   test_revision();
   test_arms();
+  test_rival(0);
+  test_rival(1);
   test_pending();
   return check_done("policy");
 }

@@ -23,7 +23,8 @@ class Version:
         Number of the version that was served when this one was made; None where that was none.
     created : float
         Wall clock, seconds since the epoch.
-    verdict : {"accept", "reject", "undecided", "served"}
+    verdict : {"accept", "reject", "undecided", "expired", "served"}
+        "undecided" or "reject" when it was made; "accept", "reject" or "expired" for what a candidate had become at the end of its trial;
         "served": no candidate but what an engine had learned when another version took its place.
     reason : str
         In words, with the figures that mattered.

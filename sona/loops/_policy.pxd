@@ -1,7 +1,7 @@
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
-from sona._c cimport sona_kernels, sona_pending, sona_policy, sona_record, sona_ring
+from sona._c cimport sona_decision, sona_kernels, sona_pending, sona_policy, sona_record, sona_ring
 from sona.adapters._lora cimport Adapter
 from sona.loops._instant cimport Instant
 
@@ -35,6 +35,10 @@ cdef class Policy:
     cdef readonly uint64_t first_id
     cdef readonly uint64_t learned, revised, unknown, rejected
     cdef readonly double surprise
+    cdef readonly Policy rival        # on trial beside this one, or None
+    cdef readonly object judge        # what its trial tells about each reward
+    cdef readonly int trial           # number of the trial
     cdef const float *_unit(self, object x) except NULL
     cdef object _candidates(self, object candidates)
+    cdef int _judge(self, const sona_decision *d, double reward, object source) except -1
     cdef Decision _route(self, const float *x, object candidates, object rows)

@@ -139,6 +139,8 @@ cdef class Policy:
             self.names[row] = name
         self.rows[name] = row
         self._list_arms()
+        if self.rival is not None:
+            self.rival._name_arms(self)
         return row
 
     def remove_arm(self, name):
@@ -147,6 +149,17 @@ cdef class Policy:
         check(sona_policy_remove_arm(self.handle, row), f"arm {name!r}")
         del self.rows[name]
         self.names[row] = None
+        self._list_arms()
+        if self.rival is not None:
+            self.rival._name_arms(self)
+
+    def take_arms(self, Policy source not None):
+        """The same arms in the same rows, with their history, in the place of all that were there."""
+        check(sona_policy_take_arms(self.handle, source.handle), f"arms of a policy of dim {self.dim}")
+        self._name_arms(source)
+
+    def _name_arms(self, Policy source):
+        self.names, self.rows = list(source.names), dict(source.rows)
         self._list_arms()
 
     def _list_arms(self):
@@ -326,9 +339,9 @@ cdef class Policy:
 
     # ---- outcomes ----
 
-    def learn(self, uint64_t id, double reward, double weight=1.0):
+    def learn(self, uint64_t id, double reward, double weight=1.0, source=None):
         """
-        The reward in [0, 1] of a remembered decision: the first one is learned from, a later one replaces it.
+        The reward in [0, 1] of a remembered decision: the first one is learned from, a later one replaces it. source: who reported it.
 
         Returns False, and counts, when the id is unknown or expired or its arm is gone.
         """
@@ -361,6 +374,8 @@ cdef class Policy:
         else:
             self.learned += 1
             self.surprise += 0.02 * (step.surprise - self.surprise)
+            if self.judge is not None and record.decision.trial == self.trial:
+                self._judge(&record.decision, reward, source)
         record.learned = 1
         return True
 
@@ -384,6 +399,7 @@ cdef class Policy:
         cdef const float *unit = self._unit(x)
         check(sona_policy_best(self.handle, SONA_CURRENT, unit, indices, count, &best), f"logged decision over {len(self.arms)} arms")
         decision.own, decision.agreed, decision.propensity, decision.version = best == decision.arm, 1, 1, self.version
+        decision.trial = decision.rival = 0
         decision.chance[0], decision.chance[1], decision.chance[2] = 1, 1, 1
         check(sona_policy_learn(self.handle, unit, indices, count, &decision, <float> reward, 1, &outcome, &step),
               f"logged reward {reward} for arm {name!r}")
@@ -397,11 +413,13 @@ cdef class Policy:
         """Whether the decision is still remembered."""
         return sona_pending_get(self.pending, id) != NULL
 
-    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, reward=None):
+    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, trial=0, rival=0,
+               reward=None):
         """
         Remember a decision that was made elsewhere (another process, before a restart, a log), so that `learn` finds it.
 
-        x (dim), row of the served arm, candidates as row numbers or None; propensity, chance, own and agreed as the guard left them;
+        x (dim), row of the served arm, candidates as row numbers or None; propensity, chance, own, agreed, trial and rival as `drain`
+        returned them;
         reward in [0, 1] when one is already learned.
         """
         cdef const float *unit = self._unit(x)
@@ -416,6 +434,7 @@ cdef class Policy:
         record.decision.arm, record.decision.propensity = row, propensity
         record.decision.chance[0], record.decision.chance[1], record.decision.chance[2] = chance[0], chance[1], chance[2]
         record.decision.own, record.decision.agreed, record.decision.version = own, agreed, sona_policy_version(self.handle)
+        record.decision.trial, record.decision.rival = trial, rival
         if reward is not None:  # its row is long folded in: generation 0 is no generation
             record.learned, record.outcome.reward, record.outcome.weight = 1, reward, 1
             record.outcome.probability = NAN
@@ -426,7 +445,7 @@ cdef class Policy:
     def drain(self):
         """
         Decisions since the last call, oldest first, for a store: tuples (id, time, x bytes, row, arm version, candidate bytes or None,
-        propensity, chance (3,), own, agreed).
+        propensity, chance (3,), own, agreed, trial, rival).
         """
         cdef size_t size = 0
         cdef const sona_record *record
@@ -442,10 +461,53 @@ cdef class Policy:
                 if record.count else None,
                 record.decision.propensity,
                 (record.decision.chance[0], record.decision.chance[1], record.decision.chance[2]),
-                bool(record.decision.own), bool(record.decision.agreed),
+                bool(record.decision.own), bool(record.decision.agreed), record.decision.trial, record.decision.rival,
             ))
             sona_ring_release(self.log)
         return result
+
+    # ---- another learner on trial ----
+
+    def contest(self, Policy rival not None, double share, int trial, judge):
+        """
+        Put a rival on trial: a policy over an adapter and an instant step of its own, which learns every reward that this one learns.
+
+        Where the first choices of the two differ, the rival's arm is served with the share in (0, 1) of the learner's probability. For
+        each first reward of a decision that counts, `judge.record(played, reward, source, propensity)` is called: played is "both",
+        "candidate", "incumbent" or "other" (the guard served a third arm); reward less the cost of the arm.
+
+        trial, 1 to 255, tells decisions of one trial from those of another.
+        """
+        if not 0 < trial < 256:
+            raise SonaValueError(f"trial: expected 1 to 255, got {trial}")
+        if self.explore != "greedy":
+            raise SonaValueError(f"trial: expected a greedy policy, got explore={self.explore!r}")
+        check(sona_policy_set_rival(self.handle, rival.handle, <float> share, trial),
+              f"trial with share={share} of a policy with the same arms")
+        self.rival, self.judge, self.trial = rival, judge, trial
+
+    def end_contest(self):
+        """The rival is asked and taught no more."""
+        sona_policy_set_rival(self.handle, NULL, 0, 0)
+        self.rival, self.judge, self.trial = None, None, 0
+
+    def adopt(self, Policy other not None):
+        """Believe what another policy with the same arms believes of their rates and of the frozen model; nothing else changes."""
+        cdef sona_policy_state s = sona_policy_get_state(self.handle)
+        cdef double rewarded = 0, shown = 0
+        cdef uint64_t choices = 0
+        s.trust = sona_policy_get_state(other.handle).trust
+        sona_policy_set_state(self.handle, s)
+        for row in self.rows.values():
+            sona_policy_get_calibration(other.handle, row, &rewarded, &shown, &choices)
+            sona_policy_set_calibration(self.handle, row, rewarded, shown, choices)
+
+    cdef int _judge(self, const sona_decision *d, double reward, object source) except -1:
+        played = "both"
+        if d.rival & SONA_RIVAL_DIFFERS:
+            played = "candidate" if d.rival & SONA_RIVAL_CHOICE else "incumbent" if d.own else "other"
+        self.judge.record(played, reward - sona_policy_cost(self.handle, d.arm), source, d.propensity)
+        return 0
 
     # ---- state ----
 

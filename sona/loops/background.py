@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sona.adapters import Factors, Version
 from sona.errors import SonaValueError
 from sona.loops._policy import Policy
+from sona.loops.gate import GateConfig
 from sona.loops.journal import Journal
 from sona.loops.logged import logged_duel
 from sona.loops.replay import Mark, Replay
@@ -51,6 +52,10 @@ class BackgroundLoopConfig:
     least_propensity : float
         Below it a logged draw says nothing to the duel, which its inverse bounds the stakes of: declare what your exploration guarantees.
         At the default, the floor of the router's guard, thousands of held out decisions decide nothing.
+    trial : bool
+        Put undecided candidates of a greedy policy on trial.
+    gate : GateConfig, optional
+        Of the trial.
     patterns : PatternConfig, optional
         Of the bank; its `embedding_dim` must be that of the engine.
     seed : int
@@ -68,6 +73,8 @@ class BackgroundLoopConfig:
     replay_rows: int = 4000
     reservoir_rows: int = 200
     least_propensity: float = GUARD_FLOOR
+    trial: bool = True
+    gate: GateConfig | None = None
     patterns: PatternConfig | None = None
     seed: int = 0
 
@@ -118,6 +125,7 @@ class Proposal:
     ruling: Ruling
     metrics: dict[str, Any]
     window: dict[str, Any]
+    level: float  # mean reward of what was replayed
 
 
 class BackgroundLoop:
@@ -194,7 +202,7 @@ class BackgroundLoop:
 
     # ---- a cycle ----
 
-    def run_cycle(self, keep: Callable[[Proposal], Version]) -> BackgroundResult:
+    def run_cycle(self, keep: Callable[[Proposal], Version], *, hold: str | None = None) -> BackgroundResult:
         """
         One cycle.
 
@@ -203,6 +211,8 @@ class BackgroundLoop:
         keep : callable
             Takes the candidate, keeps it as a version and serves it if it is accepted. Called once at most, after everything that can
             fail; when it raises, the cycle has not been.
+        hold : str, optional
+            Why no candidate is to be made now.
 
         Raises
         ------
@@ -212,11 +222,11 @@ class BackgroundLoop:
         if not self._running.acquire(blocking=False):
             return BackgroundResult.skipped("another cycle is under way")
         try:
-            return self._cycle(keep)
+            return self._cycle(keep, hold)
         finally:
             self._running.release()
 
-    def _cycle(self, keep: Callable[[Proposal], Version]) -> BackgroundResult:
+    def _cycle(self, keep: Callable[[Proposal], Version], hold: str | None) -> BackgroundResult:
         if self._policy is None or self.window is None:
             return BackgroundResult.skipped("there is no policy whose decisions could be replayed")
         began = time.perf_counter()
@@ -226,7 +236,7 @@ class BackgroundLoop:
             return BackgroundResult.skipped(f"insufficient trajectories, {len(new)} of {self.config.min_trajectories}")
         arms = self._policy.version
         mark, fresh = self._split(rows)
-        proposal = self._propose(self._policy, mark, rows.take(~fresh), rows.take(fresh))
+        proposal = None if hold is not None else self._propose(self._policy, mark, rows.take(~fresh), rows.take(fresh))
         bank = ReasoningBank.from_state(self.bank.config, self.bank.state())
         for x, arm, reward in zip(new.x, new.arm.tolist(), new.reward.tolist(), strict=True):
             bank.add(x, reward, arm, reward)
@@ -245,7 +255,7 @@ class BackgroundLoop:
             elapsed=time.perf_counter() - began,
             status="completed",
             verdict=None if proposal is None else proposal.ruling.verdict,
-            reason="nothing is older than what is held out" if proposal is None else proposal.ruling.reason,
+            reason=(hold or "nothing is older than what is held out") if proposal is None else proposal.ruling.reason,
             version=version,
         )
 
@@ -282,7 +292,7 @@ class BackgroundLoop:
             candidate = replay.run(fresh.joined(late), candidate, passes=config.passes, step=config.base_lora_lr, seed=seed)
         window = {"replayed": len(replayed), "reservoir": len(older), "held_out": len(fresh), "late": len(late)}
         window |= {"first_id": int(replayed.id[0]), "last_id": int((fresh if len(fresh) else replayed).id[-1])}
-        return Proposal(candidate, ruling, metrics, window)
+        return Proposal(candidate, ruling, metrics, window, level)
 
     def _judge(self, replay: Replay, candidate: Factors, fresh: Rows, level: float, *, explored: bool) -> tuple[Ruling, dict[str, Any]]:
         if not len(fresh):

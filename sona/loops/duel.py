@@ -8,7 +8,7 @@ from sona.errors import SonaValueError
 from sona.loops.ruling import Ruling, Verdict, at_least, between, unit_reward
 
 Side = Literal["candidate", "incumbent"]
-Played = Literal["candidate", "incumbent", "both"]
+Played = Literal["candidate", "incumbent", "both", "other"]
 
 # Shares of what may be staked without going broke. Steps of the square root of 2: at a gain of one point, 20 % disagreement, within 10,000
 # decisions, these ten accepted 61 % where steps of 2 accepted 51 %, because bets below .04 pay nothing within 32,000.
@@ -188,6 +188,8 @@ class Duel:
     ----------
     q : float
         Probability of the candidate's arm; .2 costs less reward while the trial of a bad candidate lasts and takes up to twice as long.
+    share : float
+        Least probability that one of the two is drawn where they differ: 1, or less where other models are drawn from as well.
     tolerance, margin : float
         In reward, .002 = .2 points.
     level : float
@@ -223,6 +225,7 @@ class Duel:
         self,
         *,
         q: float = 0.5,
+        share: float = 1.0,
         tolerance: float = 0.002,
         margin: float = 0.005,
         level: float = 1.0,
@@ -237,9 +240,10 @@ class Duel:
         self.n_max = at_least("n_max", n_max, n_min)
         scale = share_of(level)
         self._bets = Bets(tolerance * scale, margin * scale)
-        self._heaviest = 1 / self.q, 1 / (1 - self.q)
-        self._played = 0  # candidate's arms with a reward
-        self._played_reward = 0.0
+        self.share = between("share", share, 0, 1 + 1e-9)
+        self._heaviest = 1 / (self.q * share), 1 / ((1 - self.q) * share)
+        self._played = {"candidate": 0, "incumbent": 0, "other": 0}  # arms with a reward, where they differ
+        self._earned = dict.fromkeys(self._played, 0.0)
         self._veto = veto
         self._verdict: Verdict = "undecided"
 
@@ -268,16 +272,18 @@ class Duel:
             return ("candidate" if self._verdict == "accept" else "incumbent"), 1.0
         return ("candidate", self.q) if rng.random() < self.q else ("incumbent", 1 - self.q)
 
-    def record(self, played: Played, reward: float) -> float:
+    def record(self, played: Played, reward: float, propensity: float | None = None) -> float:
         """
         One rewarded decision.
 
         Parameters
         ----------
-        played : {"candidate", "incumbent", "both"}
-            Whose arm was played; "both" where they agree.
+        played : {"candidate", "incumbent", "both", "other"}
+            Whose arm was played; "both" where they agree, "other" where they differ and the arm was that of a third model.
         reward : float
             In [0, 1].
+        propensity : float, optional
+            With which the arm was drawn, at least the `share` of q or of 1 - q; default as `choose` draws.
 
         Returns
         -------
@@ -287,11 +293,15 @@ class Duel:
         Raises
         ------
         SonaValueError, SonaTypeError
-            Unknown side, reward outside [0, 1] or not a number; the duel is as it was.
+            Unknown side, reward outside [0, 1] or not a number, propensity too small; the duel is as it was.
         """
-        if played not in ("candidate", "incumbent", "both"):
-            raise SonaValueError(f"played: expected 'candidate', 'incumbent' or 'both', got {played!r}")
+        if played not in ("candidate", "incumbent", "both", "other"):
+            raise SonaValueError(f"played: expected 'candidate', 'incumbent', 'both' or 'other', got {played!r}")
         reward = unit_reward(reward)
+        least = self.q if played == "candidate" else 1 - self.q
+        drawn = least if propensity is None else propensity
+        if played in ("candidate", "incumbent") and not least * self.share * (1 - 1e-6) <= drawn <= 1 + 1e-6:
+            raise SonaValueError(f"propensity: expected a number in [{least * self.share:g}, 1] for the {played}'s arm, got {drawn}")
         if self._verdict != "undecided":
             return 0.0
         z = 0.0
@@ -299,9 +309,10 @@ class Duel:
             self._bets.agree(self._heaviest)
         else:
             ours = played == "candidate"
-            z = self._bets.differ(reward, self._heaviest[0] if ours else -self._heaviest[1], self._heaviest)
-            self._played += ours
-            self._played_reward += reward * ours
+            weight = 0.0 if played == "other" else min(1 / drawn, self._heaviest[not ours])
+            z = self._bets.differ(reward, weight if ours else -weight, self._heaviest)
+            self._played[played] += 1
+            self._earned[played] += reward
         self._judge()
         return z
 
@@ -324,12 +335,9 @@ class Duel:
         n, differing (decisions), gain (estimate of D) and its standard error, accept_wealth, reject_wealth, candidate_played and the mean
         rewards of both sides where they differ, baseline, tolerance, margin.
         """
-        played, other = self._played, self._bets.differing - self._played
-        return self._bets.evidence() | {
-            "candidate_played": played,
-            "candidate_reward": self._played_reward / played if played else None,
-            "incumbent_reward": (self._bets.reward - self._played_reward) / other if other else None,
-        }
+        played, earned = self._played, self._earned
+        means = {f"{side}_reward": earned[side] / played[side] if played[side] else None for side in ("candidate", "incumbent")}
+        return self._bets.evidence() | {"candidate_played": played["candidate"]} | means
 
     @property
     def ruling(self) -> Ruling:
@@ -341,11 +349,12 @@ class Duel:
         """Everything but the veto, for JSON."""
         return self._bets.state() | {
             "q": self.q,
+            "share": self.share,
             "alpha": self.alpha,
             "n_min": self.n_min,
             "n_max": self.n_max,
             "played": self._played,
-            "played_reward": self._played_reward,
+            "earned": self._earned,
             "verdict": self._verdict,
         }
 
@@ -360,12 +369,14 @@ class Duel:
             Not what `state` returns.
         """
         try:
-            duel = cls(q=state["q"], alpha=state["alpha"], n_min=state["n_min"], n_max=state["n_max"], veto=veto)
+            settings = {name: state[name] for name in ("q", "share", "alpha", "n_min", "n_max")}
+            duel = cls(**settings, veto=veto)
             duel._bets = Bets.restore(state)
-            duel._played = at_least("played", state["played"], 0)
-            if duel._played > duel._bets.differing:
-                raise SonaValueError(f"played: expected at most differing={duel._bets.differing}, got {duel._played}")
-            duel._played_reward = between("played_reward", state["played_reward"], -1e-9, duel._bets.reward + 1e-9)
+            for side in duel._played:
+                duel._played[side] = at_least("played", state["played"][side], 0)
+                duel._earned[side] = between("earned", state["earned"][side], -1e-9, duel._played[side] + 1e-9)
+            if sum(duel._played.values()) != duel._bets.differing:
+                raise SonaValueError(f"played: expected differing={duel._bets.differing} in sum, got {duel._played}")
             duel._verdict = state["verdict"]
         except (KeyError, TypeError) as error:
             raise SonaValueError(f"expected the state of a duel, got {error!r}") from error

@@ -24,6 +24,8 @@ class GateConfig:
     ----------
     q : float
         Probability of the candidate's arm where the models differ.
+    share : float
+        Least probability that one of the two is drawn there; below 1 where other models are drawn from as well.
     tolerance, margin : float
         In reward per decision: a candidate that loses the tolerance is accepted, and one that gains the margin rejected, with probability
         at most `alpha`. Shares of `level` / .2 of them below a mean reward of .2.
@@ -42,6 +44,7 @@ class GateConfig:
     """
 
     q: float = 0.5
+    share: float = 1.0
     tolerance: float = 0.002
     margin: float = 0.005
     alpha: float = 0.05
@@ -56,6 +59,7 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("q", "tolerance", "margin", "alpha", "task_tolerance"):
             between(name, getattr(self, name), 0, 1)
+        between("share", self.share, 0, 1 + 1e-9)
         between("screen_z", self.screen_z, 0, math.inf)
         for name, least in (("n_min", 1), ("n_max", 1), ("screen_rows", 10), ("min_sources", 5), ("source_rows", 1)):
             at_least(name, getattr(self, name), least)
@@ -113,6 +117,7 @@ class Gate:
         self.config = c = config or GateConfig()
         self._duel = Duel(
             q=c.q,
+            share=c.share,
             tolerance=c.tolerance,
             margin=c.margin,
             level=level,
@@ -153,7 +158,7 @@ class Gate:
         """Whose arm to play where the models differ, and the probability of that draw; see `Duel.choose`."""
         return ("incumbent", 1.0) if self._refusal is not None else self._duel.choose(rng)
 
-    def record(self, played: Played, reward: float, source: str | None = None) -> float:
+    def record(self, played: Played, reward: float, source: str | None = None, propensity: float | None = None) -> float:
         """
         One rewarded decision, and who rewarded it; see `Duel.record`.
 
@@ -167,7 +172,7 @@ class Gate:
         decided = self.verdict != "undecided"
         if self._refusal is not None:
             return 0.0
-        z = self._duel.record(played, reward)
+        z = self._duel.record(played, reward, propensity)
         if source is not None and not decided:
             self._sources.record(source, z)
         return z

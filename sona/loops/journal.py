@@ -26,7 +26,7 @@ log = logging.getLogger("sona")
 STATE_FORMAT = 1
 POLL_SECONDS = 1.0
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
-_PROPOSALS = struct.Struct("<fffBB")  # chance of current, frozen, anchor; own; agreed
+_PROPOSALS = struct.Struct("<fffBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival
 
 
 class Learner(Protocol):
@@ -90,8 +90,11 @@ def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
 
 
 def proposals(row: DecisionRow) -> tuple[Any, ...]:
-    """chance of current, frozen and older copy to serve what was served, own, agreed: what the guard learns from."""
-    return _PROPOSALS.unpack(row.proposals)
+    """
+    chance of current, frozen and older copy to serve what was served, own, agreed: what the guard learns from; trial, rival: what counts
+    for a candidate on trial.
+    """
+    return _PROPOSALS.unpack(row.proposals.ljust(_PROPOSALS.size, b"\0"))  # shorter: from before there were trials
 
 
 def learners(store: SqliteStore) -> list[str]:
@@ -213,7 +216,7 @@ class Journal:
                 policy.count_unknown()
                 return False
             if learned:
-                if not policy.learn(id, reward):
+                if not policy.learn(id, reward, source=source):
                     return False
                 self._own_ids[id] += 1
             self._queue(row)
@@ -313,9 +316,12 @@ class Journal:
         chance: tuple[float, float, float],
         own: bool,
         agreed: bool,
+        trial: int,
+        rival: int,
     ) -> DecisionRow:
         known = 0.0 if math.isnan(propensity) else propensity
-        return DecisionRow(id, when, x, arm, self._arm_sets[version], candidates, known, _PROPOSALS.pack(*chance, own, agreed))
+        proposals = _PROPOSALS.pack(*chance, own, agreed, trial, rival)
+        return DecisionRow(id, when, x, arm, self._arm_sets[version], candidates, known, proposals)
 
     def arms_changed(self) -> None:
         """
@@ -447,7 +453,7 @@ class Journal:
             return
         policy = self._learner.policy
         if policy is not None and (policy.knows(row.id) or self.recall(row.id, before=number)):
-            policy.learn(row.id, row.reward)
+            policy.learn(row.id, row.reward, source=row.source)
             self.replayed += 1
 
     def recall(self, id: int, before: int | None = None) -> bool:
@@ -466,7 +472,7 @@ class Journal:
         if served is None or any(candidate not in rows for candidate in named):
             return False
         everything = row.candidates is None and len(named) == len(policy.arms)
-        *chance, own, agreed = proposals(row)
+        *chance, own, agreed, trial, rival = proposals(row)
         policy.recall(
             id,
             np.frombuffer(row.x, "<f4"),
@@ -476,6 +482,8 @@ class Journal:
             chance=tuple(chance),
             own=bool(own),
             agreed=bool(agreed),
+            trial=trial,
+            rival=rival,
             reward=self.store.reward(id, before),
         )
         return True

@@ -75,17 +75,7 @@ class Replay:
         instant = Instant(dim, policy.instant.prior_variance, policy.instant.constant, "identity", isa=policy.adapter.isa)
         instant.restore({"calibration": self.mark.calibration})
         self._policy = Policy(self._adapter, instant, tau=policy.tau, guard=False, off_policy_step=1.0, pending=1)
-        self._arms = policy.names_by_row()
-        gaps = []
-        vectors, costs = iter(policy.vectors()), iter(policy.costs())
-        for name in self._arms:
-            if name is None:  # rows keep their numbers
-                gaps.append(object())
-                self._policy.add_arm(gaps[-1], np.zeros(dim, np.float32))
-            else:
-                self._policy.add_arm(name, next(vectors), float(next(costs)))
-        for gap in gaps:
-            self._policy.remove_arm(gap)
+        self._policy.take_arms(policy)
         nothing = {f"copy{n}.{part}": np.zeros((0, dim), np.float32) for n in range(2) for part in ("down", "up", "offset")}
         self._policy.restore({**self.mark.policy, **nothing})
 
@@ -141,7 +131,7 @@ class Replay:
     def _check(self, rows: Rows) -> None:
         if rows.x.shape[1] != self._policy.dim:
             raise SonaValueError(f"x: expected rows of {self._policy.dim} numbers, got {rows.x.shape[1]}")
-        open_rows = np.array([name is not None for name in self._arms], np.bool_)
+        open_rows = np.array([name is not None for name in self._policy.names_by_row()], np.bool_)
         for name, numbers in (("arm", rows.arm), ("candidates", rows.candidates)):
             if len(numbers) and (numbers.max() >= len(open_rows) or not open_rows[numbers].all()):
                 raise SonaValueError(f"{name}: expected rows of open arms below {len(open_rows)}, got one that is not")

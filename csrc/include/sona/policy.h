@@ -42,10 +42,14 @@ typedef struct sona_decision {
   float propensity;                /* probability with which it was served; NaN where that is not known (Thompson with costs) */
   float chance[SONA_GUARD_MODELS]; /* of each model to serve this arm */
   uint8_t own;                     /* the learner's own first choice */
-  uint8_t agreed;                  /* all models chose it: propensity 1, nothing for the guard to learn */
-  uint16_t reserved;
-  uint32_t version; /* of the arms */
+  uint8_t agreed;                  /* all models chose it: nothing for the guard to learn */
+  uint8_t trial;                   /* number of the trial that it counts for, 0 for none; see sona_policy_set_rival */
+  uint8_t rival;                   /* SONA_RIVAL_ bits of that trial */
+  uint32_t version;                /* of the arms */
 } sona_decision;
+
+/* SONA_RIVAL_CHOICE: the rival's own first choice is this arm; SONA_RIVAL_DIFFERS: and it is not the learner's. */
+enum { SONA_RIVAL_CHOICE = 1, SONA_RIVAL_DIFFERS = 2 };
 
 /* What is remembered of a decision that has been learned from. */
 typedef struct sona_outcome {
@@ -73,6 +77,19 @@ int sona_policy_knew(const sona_policy *policy, int32_t row, uint32_t version);
 uint32_t sona_policy_version(const sona_policy *policy);
 const float *sona_policy_vector(const sona_policy *policy, int32_t row);
 float sona_policy_cost(const sona_policy *policy, int32_t row);
+
+/* Another learner on trial beside this one, a policy over an adapter and an instant step of its own, which belongs to the caller and
+ * outlives the trial; NULL ends it.  It learns every reward that this one learns.  Where a greedy policy and its rival choose different
+ * arms, the rival's is served with the share (in (0, 1)) of the learner's probability, which is 1 without a guard, and the decision counts
+ * for the trial with that number (1..255).  While the guard gives the learner less than SONA_RIVAL_LEAST, nothing is drawn and nothing
+ * counts: so the rival's arm has at least share * SONA_RIVAL_LEAST and the learner's (1 - share) * SONA_RIVAL_LEAST.
+ * SONA_EINVAL unless both have the same dim and the same arms in the same rows with the same history, see sona_policy_take_arms. */
+#define SONA_RIVAL_LEAST 0.5f
+sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial);
+
+/* The same arms in the same rows, with their history; what `policy` knew of others is dropped, its adapter stays.  From then on add and
+ * remove reach the rival of a policy too. */
+sona_status sona_policy_take_arms(sona_policy *policy, const sona_policy *source);
 
 /* The kill switch: a disabled policy serves the frozen model's first choice, with propensity 1. On at creation. */
 int sona_policy_enabled(const sona_policy *policy);

@@ -1,0 +1,130 @@
+"""A candidate on live traffic: a second learner beside the policy's own, and the gate that decides between them."""
+
+import json
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sona.adapters import Adapter, Factors
+from sona.errors import SonaTypeError, SonaValueError
+from sona.loops._instant import Instant
+from sona.loops._policy import Policy
+from sona.loops.gate import Gate, GateConfig
+from sona.loops.ruling import Ruling
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+LEAST_SHARE = 0.5  # SONA_RIVAL_LEAST: nothing is drawn, and nothing counts, while the guard gives the learner less
+
+
+class Trial:
+    """
+    A candidate that learns what the policy's learner learns, and is served part of the decisions on which the two differ.
+
+    Parameters
+    ----------
+    policy : Policy
+        Greedy. Its own learner is the incumbent.
+    adapter, instant : Adapter, Instant
+        Made as the policy's own were; they become the candidate's.
+    gate : Gate
+        With `share` at most 0.5.
+    version : int
+        Number of the candidate's version.
+    span : (float, float)
+        Least and largest cost of an arm: what the gate is told is the reward less the cost, mapped from [-largest, 1 - least] to [0, 1].
+
+    Notes
+    -----
+    The candidate starts with what the incumbent believes of success rates, trust and P, and from then on both take the same steps, each of
+    full size where the served arm was its own choice. The first reward of a decision counts; it is told to the gate by `Policy.learn`, so
+    that a reward which is learned again after a crash is told again.
+    """
+
+    def __init__(self, policy: Policy, adapter: Adapter, instant: Instant, gate: Gate, version: int, span: tuple[float, float]) -> None:
+        self.gate, self.version, self.span = gate, version, span
+        self._policy = policy
+        self.candidate = Policy(adapter, instant, tau=policy.tau, guard=False, pending=1)
+        self.candidate.take_arms(policy)
+
+    @classmethod
+    def of(
+        cls, policy: Policy, adapter: Adapter, instant: Instant, factors: Factors, *, gate: GateConfig, level: float, version: int
+    ) -> Self:
+        """
+        A trial that begins.
+
+        Parameters
+        ----------
+        factors : Factors
+            The candidate.
+        level : float
+            Mean reward before the trial, see `Duel`.
+        """
+        low, high = float(policy.costs().min()), float(policy.costs().max())
+        width = 1 + high - low
+        config = replace(gate, share=LEAST_SHARE, tolerance=gate.tolerance / width, margin=gate.margin / width)
+        trial = cls(policy, adapter, instant, Gate(config, level=level), version, (low, high))
+        instant.restore(policy.instant.state())
+        trial.candidate.adopt(policy)
+        factors.put(adapter)
+        return trial
+
+    def begin(self) -> None:
+        """From now on the candidate is served and taught."""
+        self._policy.contest(self.candidate, self.gate.config.q, self.version % 255 + 1, self)
+
+    def end(self) -> None:
+        """The candidate is neither served nor taught any more."""
+        self._policy.end_contest()
+
+    def record(self, played: Any, net: float, source: str | None, propensity: float) -> None:
+        """One first reward less the cost of its arm; see `Policy.contest`."""
+        low, high = self.span
+        unit = min(max((net + high) / (1 + high - low), 0.0), 1.0)
+        self.gate.record(played, unit, source, None if played in ("both", "other") else propensity)
+
+    @property
+    def ruling(self) -> Ruling:
+        """The gate's decision so far."""
+        return self.gate.ruling
+
+    def take_over(self) -> None:
+        """The candidate becomes the policy's own learner, with everything that it has learned during the trial."""
+        adapter = self.candidate.adapter
+        down, up, offset = adapter.rows()
+        self._policy.adapter.assign(down, up, offset, adapter.info()["base"])
+        self._policy.instant.restore(self.candidate.instant.state())
+        self._policy.adopt(self.candidate)
+
+    def state(self) -> Arrays:
+        """Everything, as named arrays."""
+        about = {"version": self.version, "span": self.span, "gate": self.gate.state()}
+        adapter = self.candidate.adapter
+        rows = dict(zip(("down", "up", "offset"), adapter.rows(), strict=True)) | {"base": np.array([adapter.info()["base"]])}
+        learned = self.candidate.instant.state() | {f"policy.{key}": value for key, value in self.candidate.state().items()}
+        return {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **rows, **learned}
+
+    @classmethod
+    def restore(cls, policy: Policy, adapter: Adapter, instant: Instant, arrays: Arrays) -> Self:
+        """
+        The trial that `state` was taken from: it goes on where it was.
+
+        Raises
+        ------
+        SonaValueError
+            Not what `state` returns for such a policy.
+        """
+        try:
+            about = json.loads(arrays["about"].tobytes())
+            low, high = (float(each) for each in about["span"])
+            trial = cls(policy, adapter, instant, Gate.restore(about["gate"]), int(about["version"]), (low, high))
+            instant.restore(arrays)
+            adapter.assign(arrays["down"], arrays["up"], arrays["offset"], int(arrays["base"][0]))
+            prefix = "policy."
+            trial.candidate.restore({key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)})
+        except (KeyError, TypeError, ValueError, SonaTypeError) as error:
+            raise SonaValueError(f"expected the state of a trial, got {error!r}") from error
+        return trial
