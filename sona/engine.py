@@ -352,7 +352,7 @@ class SonaEngine:
         if kept.verdict == "accept":
             return self._serve(kept)
         if kept.verdict == "undecided" and self.loop_b.config.trial and self.policy is not None and self.policy.explore == "greedy":
-            self._try(kept, proposal.level)
+            self._begin_trial(kept, proposal.level)
         return kept
 
     # ---- a candidate on trial ----
@@ -372,10 +372,49 @@ class SonaEngine:
         found = self._trial.ruling
         return replace(found, evidence={**found.evidence, "version": self._trial.version})
 
-    def _try(self, candidate: Version, level: float) -> None:
+    def start_trial(self, version: Version | str | int) -> Ruling:
+        """
+        Put a version on trial in the place of the one that is, whatever was said of it when it was made.
+
+        Parameters
+        ----------
+        version : Version, int or str
+            Or its number, or its id.
+
+        Raises
+        ------
+        SonaValueError
+            There is no such version, or no greedy policy to try it in.
+        SonaVersionError
+            It does not fit this engine.
+        SonaStoreError
+            Another process learns for this store, or it cannot be written; then the trial goes on in memory.
+        """
+        self._layer(0)
+        chosen = find(self._versions.all(), version)
+        if self.policy is None or self.policy.explore != "greedy":
+            raise SonaValueError(f"trial of {chosen.id}: expected a router with explore='greedy'")
+        if self.journal is not None and not self.journal.leading:
+            raise SonaStoreError(f"trial of {chosen.id}: another process learns for this store")
+        chosen.factors.check(self.config.hidden_dim, f"version {chosen.id}")
+        self._begin_trial(chosen, min(max(self.instants[0].mean_reward, 0.01), 1.0))
+        ruling = self.trial
+        assert ruling is not None
+        return ruling
+
+    def stop_trial(self) -> None:
+        """End a trial without a verdict: nothing is made of the candidate, whose version stays as it is."""
+        self._layer(0)
+        with self.journal.mutex if self.journal is not None else nullcontext():
+            self._end_trial()
+        if self.journal is not None and self.journal.leading:
+            self.journal.save()
+
+    def _begin_trial(self, candidate: Version, level: float) -> None:
         assert self.policy is not None
         config = self.loop_b.config.gate or GateConfig()
         with self.journal.mutex if self.journal is not None else nullcontext():
+            self._end_trial()
             self._trial = Trial.of(
                 self.policy,
                 self._make_adapter(),

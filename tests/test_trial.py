@@ -59,7 +59,7 @@ def propose(router: Router, factors: Factors, level: float = 1.0) -> Version:
     kept = engine._versions.add(
         Version(name=engine.name, created=0.0, verdict="undecided", reason="made for a test", factors=factors),
     )
-    engine._try(kept, level)
+    engine._begin_trial(kept, level)
     return kept
 
 
@@ -211,6 +211,26 @@ def test_a_trial_that_finds_nothing_expires() -> None:
     assert router.engine.versions()[-1].verdict == "expired"
 
 
+def test_any_version_may_be_put_on_trial() -> None:
+    world = Clusters(21)
+    router = make(world)
+    first = propose(router, good(world))
+    second = router.engine._versions.add(replace(first, factors=bad(world)))
+    serve(router, world, 20)
+    assert router.engine.start_trial(second.id).evidence["version"] == second.number
+    trial = router.engine.trial
+    assert trial is not None
+    assert trial.evidence["duel"]["n"] == 0
+    with pytest.raises(SonaValueError, match="version: expected one of"):
+        router.engine.start_trial(17)
+    with pytest.raises(SonaValueError, match="explore='greedy'"):
+        explorer = make(world, explore="softmax")
+        explorer.engine._versions.add(first)
+        explorer.engine.start_trial(1)
+    router.engine.stop_trial()
+    assert router.engine.trial is None
+
+
 def test_publishing_a_version_ends_the_trial() -> None:
     world = Clusters(9)
     router = make(world)
@@ -226,7 +246,8 @@ def test_rewards_of_an_earlier_trial_do_not_count_for_the_next() -> None:
     router = make(world, guard=False)
     propose(router, good(world))
     early = [router.route(world.draw()[0]) for _ in range(20)]
-    router.engine._end_trial()
+    router.engine.stop_trial()
+    assert router.engine.trial is None
     propose(router, good(world))
     for d in early:
         assert router.feedback(d.id, 1.0)
