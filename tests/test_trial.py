@@ -223,9 +223,9 @@ def test_any_version_may_be_put_on_trial() -> None:
     assert trial.evidence["duel"]["n"] == 0
     with pytest.raises(SonaValueError, match="version: expected one of"):
         router.engine.start_trial(17)
+    explorer = make(world, explore="softmax")
+    explorer.engine._versions.add(first)
     with pytest.raises(SonaValueError, match="explore='greedy'"):
-        explorer = make(world, explore="softmax")
-        explorer.engine._versions.add(first)
         explorer.engine.start_trial(1)
     router.engine.stop_trial()
     assert router.engine.trial is None
