@@ -259,6 +259,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"  {name}: {found['decisions']} decisions, {found['rewards']} rewards, {found['arms']} arms, {size(found['bytes'])}")
         for state, about in found["states"].items():
             served = f", serves {about['published']}" if about["published"] is not None else ""
+            served += f", version {about['trial']} on trial" if about["trial"] is not None else ""
             count = f"{about['versions']} version{'s' * (about['versions'] != 1)}"
             print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {count}{served}")
     return 0

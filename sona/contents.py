@@ -15,6 +15,7 @@ from sona.adapters.versions import find, keep_served
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.health import namespaces_of
 from sona.loops.journal import decode_state, encode_state, learners
+from sona.loops.trial import on_trial
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore
 
@@ -54,6 +55,7 @@ def _state(store: SqliteStore, name: str) -> dict[str, Any]:
         "rank": len(arrays["layer0.down"]),
         "versions": len(versions),
         "published": next((version.id for version in versions if version.published), None),
+        "trial": on_trial(arrays),
     }
 
 
@@ -74,7 +76,7 @@ def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = 
     """
     Put the correction of a kept version into the stored state; it is served when the next process opens the store.
 
-    The correction until now is kept as a version, and state and published version change in one transaction.
+    The correction until now is kept as a version, and state and published version change in one transaction. A trial ends.
 
     Raises
     ------
@@ -101,6 +103,7 @@ def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = 
         version.factors.check(before.down.shape[1], f"version {version.id}")
         keep_served(versions, before, version, time.time())
         one = version.factors
+        arrays = {key: value for key, value in arrays.items() if not key.startswith("trial.")}
         arrays |= {"layer0.down": one.down, "layer0.up": one.up, "layer0.offset": one.offset, "layer0.base": np.array([len(one.down)])}
         store.put_state(name, encode_state(arrays, meta), state[1], publish=version.number)
         return replace(version, published=True)

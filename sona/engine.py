@@ -578,6 +578,8 @@ class SonaEngine:
             "open_trajectories": len(self._open),
             **self._counts,
         }
+        trial = self.trial
+        result["trial"] = None if trial is None else {"verdict": trial.verdict, **trial.evidence}
         if self.journal is not None:
             result["store"] = self.journal.stats()
         return result

@@ -12,6 +12,7 @@ from reference import Clusters
 
 from sona import Router, SonaStoreError, SonaValueError, SonaVersionError, Version
 from sona.adapters import Factors
+from sona.cli import main
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.gate import GateConfig
 from sona.patterns import PatternConfig
@@ -462,3 +463,18 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(SonaValueError, match="explore='softmax'"):
         explorer.contest(policy, 0.5, 1, None)
     assert policy.rival is None
+
+
+def test_the_command_line_shows_a_trial_and_ends_it_by_a_rollback(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = Clusters(22)
+    with make(world, path) as router:
+        kept = propose(router, good(world))
+        serve(router, world, 20)
+        assert router.stats()["engine"]["trial"]["version"] == kept.number
+    assert main(["inspect", str(path)]) == 0
+    assert f"version {kept.number} on trial" in capsys.readouterr().out
+    assert main(["rollback", str(path), str(kept.number)]) == 0
+    with make(world, path) as router:
+        assert router.engine.trial is None
+        assert Factors.of(router.engine.adapters[0]).digest == kept.factors.digest
+        assert router.stats()["engine"]["trial"] is None

@@ -128,3 +128,8 @@ class Trial:
         except (KeyError, TypeError, ValueError, SonaTypeError) as error:
             raise SonaValueError(f"expected the state of a trial, got {error!r}") from error
         return trial
+
+
+def on_trial(arrays: Arrays) -> int | None:
+    """Number of the version that is on trial in a learner's state."""
+    return int(json.loads(arrays["trial.about"].tobytes())["version"]) if "trial.about" in arrays else None
