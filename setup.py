@@ -9,6 +9,7 @@ from shutil import copy
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
 from setuptools.command.build_py import build_py
 
 C_FLAGS = ["-O3", "-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
@@ -31,6 +32,15 @@ class BuildPython(build_py):
                 copy(header, target)
 
 
+class BuildLibrary(build_clib):
+    """Makes the archive anew: one from before would keep the objects of sources that are gone."""
+
+    def run(self):
+        for name in ("libsona.a", "sona.lib"):
+            Path(self.build_clib, name).unlink(missing_ok=True)
+        super().run()
+
+
 def extension(path):
     """sona/adapters/_lora.pyx -> the extension module sona.adapters._lora"""
     return Extension(
@@ -45,7 +55,7 @@ def extension(path):
 
 
 setup(
-    cmdclass={"build_py": BuildPython},
+    cmdclass={"build_clib": BuildLibrary, "build_py": BuildPython},
     libraries=[
         (
             "sona",

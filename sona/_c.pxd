@@ -189,6 +189,7 @@ cdef extern from "sona/policy.h" nogil:
         uint64_t seed
         sona_explore explore
         int guard
+        float odds
         const sona_kernels *kernels
     ctypedef struct sona_decision:
         int32_t arm
@@ -198,6 +199,7 @@ cdef extern from "sona/policy.h" nogil:
         uint8_t agreed
         uint8_t trial
         uint8_t rival
+        uint8_t partner
         uint32_t version
     enum:
         SONA_RIVAL_CHOICE
@@ -213,6 +215,7 @@ cdef extern from "sona/policy.h" nogil:
         sona_trust trust
         uint64_t random[4]
         uint64_t requests, refreshed
+        double loss[2]
 
     sona_status sona_policy_create(const sona_policy_options *options, sona_adapter *adapter, sona_instant *instant, sona_policy **out)
     void sona_policy_destroy(sona_policy *policy)
@@ -236,6 +239,8 @@ cdef extern from "sona/policy.h" nogil:
     int sona_policy_enabled(const sona_policy *policy)
     void sona_policy_set_enabled(sona_policy *policy, int enabled)
     sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial)
+    sona_status sona_policy_set_partner(sona_policy *policy, sona_policy *partner)
+    double sona_policy_own_share(const sona_policy *policy)
     sona_status sona_policy_take_arms(sona_policy *policy, const sona_policy *source)
     float sona_policy_confidence(const sona_policy *policy)
     void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown, uint64_t *choices)
@@ -267,6 +272,17 @@ cdef extern from "sona/pending.h" nogil:
     sona_record *sona_pending_get(sona_pending *pending, uint64_t id)
     int32_t *sona_record_candidates(sona_record *record)
     size_t sona_pending_bytes(const sona_pending *pending)
+
+# ---- sona/rehearse.h ----
+cdef extern from "sona/rehearse.h" nogil:
+    ctypedef struct sona_rehearsal:
+        sona_instant *step
+        size_t rows
+        uint64_t window
+        float strength
+        uint64_t random
+
+    size_t sona_rehearse(sona_rehearsal *rehearsal, sona_pending *pending, sona_policy *policy, uint64_t oldest, uint64_t newest)
 
 # ---- sona/ring.h ----
 cdef extern from "sona/ring.h" nogil:

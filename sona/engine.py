@@ -27,6 +27,7 @@ from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, Backgrou
 from sona.loops.gate import GateConfig
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
+from sona.loops.learner import learned, part, put_learned, put_rows, rows_of
 from sona.loops.ruling import Ruling
 from sona.loops.trial import Trial
 from sona.loops.versions import StoredVersions
@@ -86,7 +87,7 @@ class SonaEngine:
         self.name = name
         self.fingerprint = model_fingerprint
         self._enabled = os.environ.get("SONA_DISABLE") != "1"
-        self.adapters = tuple(self._make_adapter() for _ in range(c.num_layers))
+        self.adapters = tuple(self.make_adapter() for _ in range(c.num_layers))
         self.instants = tuple(self._make_instant() for _ in range(c.num_layers))
         pending = InstantLoopConfig(
             micro_lora_rank=c.micro_lora_rank, max_pending_signals=c.trajectory_capacity, max_pending_bytes=c.trajectory_bytes
@@ -130,7 +131,8 @@ class SonaEngine:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
 
-    def _make_adapter(self) -> Adapter:
+    def make_adapter(self) -> Adapter:
+        """A new adapter of the shape that this engine's have."""
         c = self.config
         return Adapter(
             c.hidden_dim, rank=c.base_lora_rank, rank_max=c.base_lora_rank_max, micro=c.micro_lora_rank, max_discard=c.max_discard
@@ -351,7 +353,7 @@ class SonaEngine:
         )
         if kept.verdict == "accept":
             return self._serve(kept)
-        if kept.verdict == "undecided" and self.loop_b.config.trial and self.policy is not None and self.policy.explore == "greedy":
+        if kept.verdict == "undecided" and self.loop_b.config.trial and self._tries():
             self._begin_trial(kept, proposal.level)
         return kept
 
@@ -392,8 +394,8 @@ class SonaEngine:
         """
         self._layer(0)
         chosen = find(self._versions.all(), version)
-        if self.policy is None or self.policy.explore != "greedy":
-            raise SonaValueError(f"trial of {chosen.id}: expected a router with explore='greedy'")
+        if not self._tries():
+            raise SonaValueError(f"trial of {chosen.id}: expected a router with explore='greedy' and pool=False")
         if self.journal is not None and not self.journal.leading:
             raise SonaStoreError(f"trial of {chosen.id}: another process learns for this store")
         chosen.factors.check(self.config.hidden_dim, f"version {chosen.id}")
@@ -401,6 +403,10 @@ class SonaEngine:
         ruling = self.trial
         assert ruling is not None
         return ruling
+
+    def _tries(self) -> bool:
+        """Whether there may be trials."""
+        return self.policy is not None and self.policy.explore == "greedy" and self.policy.partner is None
 
     def stop_trial(self) -> None:
         """End a trial without a verdict: nothing is made of the candidate, whose version stays as it is."""
@@ -417,7 +423,7 @@ class SonaEngine:
             self._end_trial()
             self._trial = Trial.of(
                 self.policy,
-                self._make_adapter(),
+                self.make_adapter(),
                 self._make_instant(),
                 candidate.factors,
                 gate=config,
@@ -595,18 +601,19 @@ class SonaEngine:
         """Everything learned, as named arrays."""
         arrays: dict[str, npt.NDArray[Any]] = {}
         for layer, (adapter, instant) in enumerate(zip(self.adapters, self.instants, strict=True)):
-            rows = {"down": adapter.down, "up": adapter.up, "offset": adapter.offset, "base": np.array([adapter.info()["base"]])}
-            arrays |= {f"layer{layer}.{key}": value for key, value in (rows | instant.state()).items()}
+            arrays |= {f"layer{layer}.{key}": value for key, value in (rows_of(adapter) | instant.state()).items()}
         if self.policy is not None:
             arrays |= {f"policy.{key}": value for key, value in self.policy.state().items()}
+            if self.policy.partner is not None:
+                arrays |= {f"partner.{key}": value for key, value in learned(self.policy.partner).items()}
         if self._trial is not None:
             arrays |= {f"trial.{key}": value for key, value in self._trial.state().items()}
         return arrays
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what `state` returned, for the same config; nothing changes when it does not fit."""
-        parts = [_part(arrays, f"layer{layer}.") for layer in range(len(self.adapters))]
-        if any(part.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for part in parts):
+        parts = [part(arrays, f"layer{layer}.") for layer in range(len(self.adapters))]
+        if any(kept.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for kept in parts):
             raise SonaVersionError(f"state: expected {len(parts)} layers of dim {self.config.hidden_dim}, got one of another shape")
         before = self.state()
         try:
@@ -617,15 +624,17 @@ class SonaEngine:
 
     def _put(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         for layer, (adapter, instant) in enumerate(zip(self.adapters, self.instants, strict=True)):
-            part = _part(arrays, f"layer{layer}.")
-            instant.restore(part)
-            adapter.assign(part["down"], part["up"], part["offset"], int(part["base"][0]))
-        policy, trial = _part(arrays, "policy."), _part(arrays, "trial.")
+            kept = part(arrays, f"layer{layer}.")
+            instant.restore(kept)
+            put_rows(adapter, kept)
+        policy, partner, trial = part(arrays, "policy."), part(arrays, "partner."), part(arrays, "trial.")
         if self.policy is not None and policy:
             self.policy.restore(policy)
+            if self.policy.partner is not None and partner:
+                put_learned(self.policy.partner, partner)
         self._end_trial()
         if self.policy is not None and trial:
-            self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)
+            self._trial = Trial.restore(self.policy, self.make_adapter(), self._make_instant(), trial)
             self._trial.begin()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -689,7 +698,3 @@ def _start(x: Floats, out: Floats | None) -> tuple[Floats, Floats]:
         x = x.copy()
     np.copyto(y, x)
     return y, x
-
-
-def _part(arrays: dict[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

@@ -6,7 +6,7 @@
 /* Rows get another length with the arms: all of it moves, or nothing. */
 static sona_status reserve_arms(sona_policy *p, size_t arms) {
   if (arms <= p->arm_capacity) return SONA_OK;
-  const size_t capacity = sona_policy_padded(arms + arms / 2), per_arm = 5 * sizeof(float) + 2 * sizeof(uint32_t);
+  const size_t capacity = sona_policy_padded(arms + arms / 2), per_arm = 7 * sizeof(float) + 2 * sizeof(uint32_t);
   projection *seen[] = {&p->seen, &p->copies[ANCHOR].seen, &p->copies[NEXT].seen};
   float *arm_rows[] = {NULL, NULL, NULL};
   float *vectors = sona_calloc(capacity, p->ld * sizeof *vectors);
@@ -22,7 +22,7 @@ static sona_status reserve_arms(sona_policy *p, size_t arms) {
     for (size_t i = 0; i < 3; i++) sona_free(arm_rows[i]);
     return SONA_ENOMEM;
   }
-  uint32_t *born = (uint32_t *)(row + 5 * capacity), *died = born + capacity;
+  uint32_t *born = (uint32_t *)(row + 7 * capacity), *died = born + capacity;
   if (p->arms) {
     memcpy(vectors, p->vectors, p->arms * p->ld * sizeof *vectors);
     memcpy(row, p->cost, p->arms * sizeof *row);
@@ -46,6 +46,7 @@ static sona_status reserve_arms(sona_policy *p, size_t arms) {
   p->current = row + 2 * capacity;
   p->anchor = row + 3 * capacity;
   p->work = row + 4 * capacity;
+  p->theirs = row + 5 * capacity;
   p->born = born;
   p->died = died;
   p->arm_capacity = p->arm_ld = capacity;
@@ -56,6 +57,7 @@ sona_status sona_policy_create(const sona_policy_options *options, sona_adapter 
   const sona_policy_options o = *options;
   if (!adapter || !instant || o.dim != sona_adapter_describe(adapter).dim) return SONA_EINVAL;
   if (!(o.tau > 0) || !isfinite(o.tau) || !(o.thompson_scale >= 0) || !isfinite(o.thompson_scale)) return SONA_EINVAL;
+  if (!(o.odds >= 0) || !isfinite(o.odds)) return SONA_EINVAL;
   if (!(o.off_policy_step > 0 && o.off_policy_step <= 1) || o.explore < SONA_GREEDY || o.explore > SONA_SOFTMAX) return SONA_EINVAL;
   sona_policy *p = sona_calloc(1, sizeof *p);
   if (!p) return SONA_ENOMEM;
@@ -64,7 +66,7 @@ sona_status sona_policy_create(const sona_policy_options *options, sona_adapter 
   p->adapter = adapter;
   p->instant = instant;
   p->ld = sona_policy_padded(o.dim);
-  sona_guard_init(&p->guard, 2);
+  sona_guard_init(&p->guard, o.odds > 0 ? o.odds : 2);
   sona_trust_init(&p->trust);
   sona_random_seed(&p->random, o.seed);
   p->direction = sona_calloc(3 * p->ld, sizeof(float));
@@ -108,9 +110,10 @@ sona_status sona_policy_add_arm(sona_policy *p, const float *vector, float cost,
   sona_status status = reserve_arms(p, slot + 1);
   sona_lora w;
   if (!status) status = sona_policy_follow(p, &w);
-  if (!status && p->rival && p->rival->version == p->version) {
+  sona_policy *const peers[] = {p->rival, p->partner};
+  for (size_t i = 0; i < 2 && !status; i++) {
     int32_t theirs;
-    status = sona_policy_add_arm(p->rival, vector, cost, &theirs);
+    if (sona_policy_has(p, peers[i])) status = sona_policy_add_arm(peers[i], vector, cost, &theirs);
   }
   if (status) return status;
   if (slot < p->arms) p->gaps--;
@@ -129,7 +132,8 @@ sona_status sona_policy_add_arm(sona_policy *p, const float *vector, float cost,
 
 sona_status sona_policy_remove_arm(sona_policy *p, int32_t row) {
   if (!sona_policy_alive(p, row)) return SONA_EINVAL;
-  if (p->rival && p->rival->version == p->version) (void)sona_policy_remove_arm(p->rival, row);
+  if (sona_policy_has(p, p->rival)) (void)sona_policy_remove_arm(p->rival, row);
+  if (sona_policy_has(p, p->partner)) (void)sona_policy_remove_arm(p->partner, row);
   p->died[row] = ++p->version;
   p->gaps++;
   share_precision(p);
@@ -193,6 +197,7 @@ void sona_policy_set_calibration(sona_policy *p, int32_t row, double rewarded, d
 sona_policy_state sona_policy_get_state(const sona_policy *p) {
   sona_policy_state state = {.guard = p->guard, .trust = p->trust, .requests = p->requests, .refreshed = p->refreshed};
   memcpy(state.random, p->random.s, sizeof state.random);
+  memcpy(state.loss, p->loss, sizeof state.loss);
   return state;
 }
 
@@ -202,10 +207,11 @@ void sona_policy_set_state(sona_policy *p, sona_policy_state state) {
   p->requests = state.requests;
   p->refreshed = state.refreshed;
   memcpy(p->random.s, state.random, sizeof state.random);
+  memcpy(p->loss, state.loss, sizeof state.loss);
 }
 
 size_t sona_policy_bytes(const sona_policy *p) {
-  size_t floats = p->arm_capacity * (p->ld + 7) + p->coef_capacity + 3 * p->ld + p->seen.capacity * p->arm_ld;
+  size_t floats = p->arm_capacity * (p->ld + 9) + p->coef_capacity + 3 * p->ld + p->seen.capacity * p->arm_ld;
   for (int i = 0; i < COPIES; i++) floats += p->copies[i].capacity * (2 * p->ld + 1) + p->copies[i].seen.capacity * p->arm_ld;
   return sizeof *p + floats * sizeof(float);
 }

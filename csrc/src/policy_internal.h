@@ -5,7 +5,7 @@
  *   policy_scores.c  logits, softmax and first choice
  *   policy_route.c   requests: exploration, the guard's draw, explanations
  *   policy_learn.c   outcomes: the first reward, and another one
- *   policy_rival.c   another learner on trial
+ *   policy_peers.c   other learners beside it: a rival on trial, a partner in a pool
  *
  * candidates (count) are rows, or NULL for all of them: count is then p->arms. */
 #ifndef SONA_POLICY_INTERNAL_H
@@ -56,11 +56,13 @@ struct sona_policy {
   sona_guard guard;
   sona_trust trust;
   sona_random random;
-  sona_policy *rival; /* not owned */
+  sona_policy *rival, *partner; /* not owned */
   float rival_share;
   uint8_t trial;
+  double loss[2]; /* discounted, of this one and of the partner */
   uint64_t requests, refreshed;
   float *frozen, *current, *anchor, *work; /* (arm_ld): scores / tau of each model, and scratch */
+  float *theirs;                           /* (arm_ld): pi of the partner */
   float *coef;                             /* (coef_capacity): down x + offset */
   size_t coef_capacity;
   float *direction; /* (ld): v */
@@ -94,16 +96,27 @@ sona_status sona_policy_follow(sona_policy *p, sona_lora *w);
 /* The new arm in row `slot`, seen by everything that is up to date for the others; w is the adapter that was followed. */
 void sona_policy_project_arm(const sona_policy *p, const sona_lora *w, size_t slot);
 
-/* ---- the rival: nothing happens without one, or while it has other arms ---- */
+/* ---- peers: nothing happens without one, or while it has other arms ---- */
+
+static inline int sona_policy_has(const sona_policy *p, const sona_policy *peer) { return peer && peer->version == p->version; }
 
 /* Which of the candidates the rival would serve, -1 where it is not asked. */
 int64_t sona_policy_rival_choice(sona_policy *p, const float *x, const int32_t *candidates, size_t count);
 
-/* The rival learns what the policy has learned: the first reward of a decision, and another one in the place of `before`. */
-void sona_policy_teach_rival(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
+/* The partner's pi from the frozen model's logits, into p->theirs; returns its first choice, -1 where it is not asked. */
+int64_t sona_policy_ask_partner(sona_policy *p, const float *frozen, const float *x, const int32_t *candidates, size_t count);
+
+/* The candidate with the largest mixed forecast, and that forecast less its cost; pi (count) becomes the mixture of both. */
+int64_t sona_policy_mix(const sona_policy *p, const int32_t *candidates, size_t count, float *pi, float *utility);
+
+/* Peers learn what the policy learns: the first reward of a decision, and another one in the place of that in `before`. */
+void sona_policy_teach_peers(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
                              float weight);
-void sona_policy_correct_rival(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
+void sona_policy_correct_peers(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
                                float reward, const sona_outcome *before);
+
+/* L of both after a reward of an arm that the policy expected with p and the partner with its pi. */
+void sona_policy_score_members(sona_policy *p, double expected, double theirs, double reward, double weight);
 
 /* ---- scores: logit (count) over candidates, or (arms) over all rows with -inf for rows that are not of `version` ---- */
 

@@ -8,7 +8,8 @@ static const double ANEW = 3; /* R = Q where nothing was ever rewarded: see docs
 /* A decision over its own candidates, at today's weights. */
 typedef struct view {
   float probability;     /* pi of the shown arm */
-  float expected;        /* of the learner's own first choice: c pi - cost */
+  float expected;        /* of the learner's own first choice, with a partner of the pool's: c pi - cost */
+  float theirs;          /* pi of the shown arm for the partner, NaN without one */
   double margin, frozen; /* of the shown arm over the rest, in the learner's logits and in the frozen model's; see trust.h */
 } view;
 
@@ -50,6 +51,12 @@ static sona_status rescore(sona_policy *p, const float *x, const int32_t *candid
   out->probability = p->work[shown];
   out->expected = sona_policy_confidence(p) * p->work[own] - sona_policy_cost_at(p, candidates, own);
   measure_margins(p, shown, count, p->work, out);
+  out->theirs = NAN;
+  if (p->partner && sona_policy_ask_partner(p, p->frozen, x, candidates, count) >= 0) {
+    out->theirs = p->theirs[shown];
+    memcpy(p->theirs + p->arm_ld, p->work, count * sizeof *p->work); /* mixing overwrites pi */
+    (void)sona_policy_mix(p, candidates, count, p->theirs + p->arm_ld, &out->expected);
+  }
   for (size_t i = 0; i < count; i++) p->work[i] = ((float)(i == shown) - p->work[i]) / p->o.tau;
   memset(p->direction, 0, p->ld * sizeof *p->direction);
   if (candidates)
@@ -90,7 +97,7 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
   view v;
   sona_status status = rescore(p, x, candidates, count, d, &v);
   if (status) return status;
-  const float given = weight;
+  const float given = weight, theirs = p->partner ? sona_policy_confidence(p->partner) : 0;
   if (!d->own) weight *= p->o.off_policy_step;
   const float confidence = sona_policy_confidence(p);
   status = sona_instant_step(p->instant, p->adapter, x, p->direction, v.probability, sona_policy_best_rate(p), reward, weight,
@@ -120,7 +127,8 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
   if (p->o.guard && !d->agreed && d->propensity > 0 && !isnan(d->chance[0]))
     sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm], v.expected);
   refresh_anchor(p);
-  sona_policy_teach_rival(p, x, candidates, count, d, reward, given);
+  if (!isnan(v.theirs)) sona_policy_score_members(p, (double)confidence * v.probability, (double)theirs * v.theirs, reward, given);
+  sona_policy_teach_peers(p, x, candidates, count, d, reward, given);
   sona_lora w;
   (void)sona_policy_follow(p, &w); /* so that the next request does not pay for it; without memory it will */
   return SONA_OK;
@@ -184,11 +192,26 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
   outcome->doubt = (float)(p->trust.variance - before.variance);
   if (reward > 0) p->trust.barren = -1;
   const sona_adapter_info after = sona_adapter_describe(p->adapter);
-  sona_policy_correct_rival(p, x, candidates, count, d, reward, outcome);
+  sona_policy_correct_peers(p, x, candidates, count, d, reward, outcome);
   outcome->reward = reward;
   outcome->row = (uint32_t)(after.total - 1);
   outcome->generation = stands ? after.generation : 0;
   sona_lora w;
   (void)sona_policy_follow(p, &w);
   return SONA_OK;
+}
+
+sona_status sona_policy_rehearse(sona_policy *p, sona_instant *step, const float *x, const int32_t *candidates, size_t count,
+                                 const sona_decision *d, float reward, float weight) {
+  if (!isfinite(reward)) return SONA_ENONFINITE;
+  if (!sona_policy_alive(p, d->arm) || !sona_policy_known_at(p, d->arm, d->version)) return SONA_EINVAL;
+  sona_policy *const partner = p->partner;
+  p->partner = NULL;
+  view v;
+  const sona_status status = rescore(p, x, candidates, count, d, &v);
+  p->partner = partner;
+  if (status) return status;
+  sona_instant_set_calibration(step, sona_instant_calibration(p->instant));
+  return sona_instant_step(step, p->adapter, x, p->direction, v.probability, sona_policy_best_rate(p), reward,
+                           d->own ? weight : weight * p->o.off_policy_step, SONA_STEP_AGAIN, NULL);
 }

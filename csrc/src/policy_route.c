@@ -59,9 +59,10 @@ static float chance_of_largest(const float *logit, const float *deviation, size_
 
 /* ---- requests ---- */
 
-/* The three models' logits and first choices; which[j] indexes the candidates. */
+/* The three models' logits and first choices; which[j] indexes the candidates.  With a partner, the learner's choice is the pool's, and
+ * *own and *theirs are those of its members. */
 static sona_status score_models(sona_policy *p, const float *x, const int32_t *candidates, size_t count, float *probability,
-                                int64_t which[SONA_GUARD_MODELS]) {
+                                int64_t which[SONA_GUARD_MODELS], int64_t *own, int64_t *theirs) {
   sona_lora w;
   const sona_status status = sona_policy_follow(p, &w);
   if (status) return status;
@@ -73,7 +74,10 @@ static sona_status score_models(sona_policy *p, const float *x, const int32_t *c
     sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->current);
   }
   if (sona_policy_softmax(p->current, count, probability) < 0) return SONA_ENONFINITE;
-  which[SONA_CURRENT] = sona_policy_first_choice(p, p->current, candidates, count, probability, 1);
+  which[SONA_CURRENT] = *own = sona_policy_first_choice(p, p->current, candidates, count, probability, 1);
+  *theirs = p->partner && !p->disabled ? sona_policy_ask_partner(p, p->frozen, x, candidates, count) : -1;
+  float utility;
+  if (*theirs >= 0) which[SONA_CURRENT] = sona_policy_mix(p, candidates, count, probability, &utility);
   which[SONA_FROZEN] = which[SONA_ANCHOR] = which[SONA_CURRENT];
   if (!p->o.guard || p->disabled) return SONA_OK;
   which[SONA_FROZEN] = which[SONA_ANCHOR] = sona_policy_first_choice(p, p->frozen, candidates, count, p->work, 0);
@@ -97,11 +101,10 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
   if (!candidates) count = p->arms;
   if (count == 0 || count > p->arm_capacity || p->arms == p->gaps) return SONA_EINVAL;
   if (candidates && !candidates_alive(p, candidates, count)) return SONA_EINVAL;
-  int64_t which[SONA_GUARD_MODELS];
-  const sona_status status = score_models(p, x, candidates, count, probability, which);
+  int64_t which[SONA_GUARD_MODELS], own, theirs;
+  const sona_status status = score_models(p, x, candidates, count, probability, which, &own, &theirs);
   if (status) return status;
 
-  const int64_t own = which[SONA_CURRENT];
   const sona_explore explore = p->disabled ? SONA_GREEDY : p->o.explore;
   const float *mass = NULL; /* the learner's distribution, where it is one */
   if (explore == SONA_SOFTMAX) {
@@ -140,6 +143,7 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
       .agreed = (uint8_t)agreed,
       .trial = counts ? p->trial : 0,
       .rival = (uint8_t)((counts && arm == other ? SONA_RIVAL_CHOICE : 0) | (differs ? SONA_RIVAL_DIFFERS : 0)),
+      .partner = arm == theirs,
       .version = p->version,
   };
   const double models = (weight[0] - share) * chance + weight[1] * decision->chance[1] + weight[2] * decision->chance[2];
@@ -156,6 +160,16 @@ sona_status sona_policy_best(sona_policy *p, sona_model model, const float *x, c
   const sona_status status = sona_policy_follow(p, &w);
   if (status) return status;
   sona_policy_frozen_logits(p, x, candidates, count, p->version, p->frozen);
+  if (model == SONA_CURRENT && p->partner && sona_policy_ask_partner(p, p->frozen, x, candidates, count) >= 0) {
+    float utility;
+    sona_policy_trusted_logits(p, p->frozen, count, p->current);
+    sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->current);
+    const int64_t best =
+        sona_policy_softmax(p->current, count, p->work) < 0 ? -1 : sona_policy_mix(p, candidates, count, p->work, &utility);
+    if (best < 0) return SONA_ENONFINITE;
+    *arm = candidates ? candidates[best] : (int32_t)best;
+    return SONA_OK;
+  }
   if (model != SONA_FROZEN) sona_policy_trusted_logits(p, p->frozen, count, p->frozen);
   if (model == SONA_CURRENT) sona_policy_adapt_logits(p, &w, &p->seen, x, candidates, count, p->frozen);
   if (model == SONA_ANCHOR) {

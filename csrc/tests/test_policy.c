@@ -27,7 +27,7 @@ static setup make(sona_explore explore, int guard, sona_precondition preconditio
   setup s = {0};
   const sona_adapter_options a = {DIM, ARMS - 1, 16, 2, 0, 0.05, 1, NULL};
   const sona_instant_options i = {DIM, 0.2f, 0.3f, 3.0f / ARMS, precondition, NULL};
-  const sona_policy_options p = {DIM, 0.1f, 0.3f, 0.3f, 500, 11, explore, guard, NULL};
+  const sona_policy_options p = {DIM, 0.1f, 0.3f, 0.3f, 500, 11, explore, guard, 2, NULL};
   CHECK_EQ(sona_adapter_create(&a, &s.adapter), SONA_OK);
   CHECK_EQ(sona_instant_create(&i, &s.instant), SONA_OK);
   CHECK_EQ(sona_policy_create(&p, s.adapter, s.instant, &s.policy), SONA_OK);

@@ -1,7 +1,7 @@
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
-from sona._c cimport sona_decision, sona_kernels, sona_pending, sona_policy, sona_record, sona_ring
+from sona._c cimport sona_decision, sona_kernels, sona_pending, sona_policy, sona_record, sona_rehearsal, sona_ring
 from sona.adapters._lora cimport Adapter
 from sona.loops._instant cimport Instant
 
@@ -38,6 +38,9 @@ cdef class Policy:
     cdef readonly Policy rival        # on trial beside this one, or None
     cdef readonly object judge        # what its trial tells about each reward
     cdef readonly int trial           # number of the trial
+    cdef readonly Policy partner      # in a pool with this one, or None
+    cdef readonly Instant rehearser   # the step by which decisions are rehearsed, or None
+    cdef sona_rehearsal rehearsal
     cdef const float *_unit(self, object x) except NULL
     cdef object _candidates(self, object candidates)
     cdef int _judge(self, const sona_decision *d, double reward, object source) except -1

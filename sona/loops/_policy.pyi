@@ -8,7 +8,7 @@ from sona._arrays import Floats
 from sona.adapters._lora import Adapter
 from sona.loops._instant import Instant
 
-Logged = tuple[int, float, bytes, int, int, bytes | None, float, tuple[float, float, float], bool, bool, int, int]
+Logged = tuple[int, float, bytes, int, int, bytes | None, float, tuple[float, float, float], bool, bool, int, int, int]
 
 class Decision:
     id: int
@@ -38,6 +38,8 @@ class Policy:
     rival: Policy | None
     judge: Any
     trial: int
+    partner: Policy | None
+    rehearser: Instant | None
     def __new__(
         cls,
         adapter: Adapter,
@@ -49,6 +51,7 @@ class Policy:
         thompson_scale: float = 0.1,
         off_policy_step: float = 0.3,
         anchor_every: int = 500,
+        odds: float = 2,
         pending: int = 8192,
         log_bytes: int = 0,
         seed: int = 0,
@@ -85,8 +88,13 @@ class Policy:
         agreed: bool = False,
         trial: int = 0,
         rival: int = 0,
+        partner: int = 0,
         reward: float | None = None,
     ) -> None: ...
+    def join(self, partner: Policy) -> None: ...
+    def rehearse(self, step: Instant, rows: int, window: int, strength: float) -> None: ...
+    @property
+    def own_share(self) -> float: ...
     def contest(self, rival: Policy, share: float, trial: int, judge: Any) -> None: ...
     def end_contest(self) -> None: ...
     def adopt(self, other: Policy) -> None: ...

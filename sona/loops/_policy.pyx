@@ -88,7 +88,7 @@ cdef class Policy:
     """
 
     def __cinit__(self, Adapter adapter not None, Instant instant not None, *, double tau=0.1, explore="greedy", bint guard=True,
-                  double thompson_scale=0.1, double off_policy_step=0.3, Py_ssize_t anchor_every=500,
+                  double thompson_scale=0.1, double off_policy_step=0.3, Py_ssize_t anchor_every=500, double odds=2,
                   Py_ssize_t pending=8192, Py_ssize_t log_bytes=0, seed=0, first_id=1):
         cdef sona_policy_options options
         cdef sona_ring_options ring
@@ -102,9 +102,9 @@ cdef class Policy:
         self.adapter, self.instant, self.dim, self.kernels = adapter, instant, adapter.dim, adapter.kernels
         options.dim, options.tau, options.thompson_scale, options.off_policy_step = adapter.dim, tau, thompson_scale, off_policy_step
         options.anchor_every, options.seed = anchor_every, <uint64_t> (int(seed) & 0xFFFFFFFFFFFFFFFF)
-        options.explore, options.guard, options.kernels = _EXPLORE[explore], guard, adapter.kernels
+        options.explore, options.guard, options.odds, options.kernels = _EXPLORE[explore], guard, odds, adapter.kernels
         check(sona_policy_create(&options, adapter.handle, instant.handle, &self.handle),
-              f"policy with tau={tau}, thompson_scale={thompson_scale}, off_policy_step={off_policy_step}")
+              f"policy with tau={tau}, thompson_scale={thompson_scale}, off_policy_step={off_policy_step}, odds={odds}")
         check(sona_pending_create(pending, adapter.dim, 0, &self.pending), f"memory of {pending} decisions")
         if log_bytes:
             ring.capacity = 1 << (log_bytes - 1).bit_length()
@@ -139,8 +139,9 @@ cdef class Policy:
             self.names[row] = name
         self.rows[name] = row
         self._list_arms()
-        if self.rival is not None:
-            self.rival._name_arms(self)
+        for peer in (self.rival, self.partner):
+            if peer is not None:
+                (<Policy> peer)._name_arms(self)
         return row
 
     def remove_arm(self, name):
@@ -150,8 +151,9 @@ cdef class Policy:
         del self.rows[name]
         self.names[row] = None
         self._list_arms()
-        if self.rival is not None:
-            self.rival._name_arms(self)
+        for peer in (self.rival, self.partner):
+            if peer is not None:
+                (<Policy> peer)._name_arms(self)
 
     def take_arms(self, Policy source not None):
         """The same arms in the same rows, with their history, in the place of all that were there."""
@@ -374,6 +376,8 @@ cdef class Policy:
         else:
             self.learned += 1
             self.surprise += 0.02 * (step.surprise - self.surprise)
+            if self.rehearser is not None:
+                sona_rehearse(&self.rehearsal, self.pending, self.handle, self.first_id, self.next_id - 1)
             if self.judge is not None and record.decision.trial == self.trial:
                 self._judge(&record.decision, reward, source)
         record.learned = 1
@@ -399,7 +403,7 @@ cdef class Policy:
         cdef const float *unit = self._unit(x)
         check(sona_policy_best(self.handle, SONA_CURRENT, unit, indices, count, &best), f"logged decision over {len(self.arms)} arms")
         decision.own, decision.agreed, decision.propensity, decision.version = best == decision.arm, 1, 1, self.version
-        decision.trial = decision.rival = 0
+        decision.trial = decision.rival = decision.partner = 0
         decision.chance[0], decision.chance[1], decision.chance[2] = 1, 1, 1
         check(sona_policy_learn(self.handle, unit, indices, count, &decision, <float> reward, 1, &outcome, &step),
               f"logged reward {reward} for arm {name!r}")
@@ -413,13 +417,13 @@ cdef class Policy:
         """Whether the decision is still remembered."""
         return sona_pending_get(self.pending, id) != NULL
 
-    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, trial=0, rival=0,
+    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, trial=0, rival=0, partner=0,
                reward=None):
         """
         Remember a decision that was made elsewhere (another process, before a restart, a log), so that `learn` finds it.
 
-        x (dim), row of the served arm, candidates as row numbers or None; propensity, chance, own, agreed, trial and rival as `drain`
-        returned them;
+        x (dim), row of the served arm, candidates as row numbers or None; propensity, chance, own, agreed, trial, rival and partner as
+        `drain` returned them;
         reward in [0, 1] when one is already learned.
         """
         cdef const float *unit = self._unit(x)
@@ -434,7 +438,7 @@ cdef class Policy:
         record.decision.arm, record.decision.propensity = row, propensity
         record.decision.chance[0], record.decision.chance[1], record.decision.chance[2] = chance[0], chance[1], chance[2]
         record.decision.own, record.decision.agreed, record.decision.version = own, agreed, sona_policy_version(self.handle)
-        record.decision.trial, record.decision.rival = trial, rival
+        record.decision.trial, record.decision.rival, record.decision.partner = trial, rival, partner
         if reward is not None:  # its row is long folded in: generation 0 is no generation
             record.learned, record.outcome.reward, record.outcome.weight = 1, reward, 1
             record.outcome.probability = NAN
@@ -445,7 +449,7 @@ cdef class Policy:
     def drain(self):
         """
         Decisions since the last call, oldest first, for a store: tuples (id, time, x bytes, row, arm version, candidate bytes or None,
-        propensity, chance (3,), own, agreed, trial, rival).
+        propensity, chance (3,), own, agreed, trial, rival, partner).
         """
         cdef size_t size = 0
         cdef const sona_record *record
@@ -462,9 +466,35 @@ cdef class Policy:
                 record.decision.propensity,
                 (record.decision.chance[0], record.decision.chance[1], record.decision.chance[2]),
                 bool(record.decision.own), bool(record.decision.agreed), record.decision.trial, record.decision.rival,
+                record.decision.partner,
             ))
             sona_ring_release(self.log)
         return result
+
+    # ---- a pool ----
+
+    def join(self, Policy partner not None):
+        """
+        Form a pool with a partner, a policy over an adapter and an instant step of its own: both learn every reward, and the arm with the
+        largest mixed forecast is served. See sona/policy.h.
+        """
+        check(sona_policy_set_partner(self.handle, partner.handle), "pool of a greedy policy and another one with the same arms")
+        self.partner = partner
+
+    def rehearse(self, Instant step not None, Py_ssize_t rows, Py_ssize_t window, double strength):
+        """With each reward from now on, learn `rows` of the `window` newest decisions again, by a step of the identity. See sona/rehearse.h."""
+        if step.dim != self.dim or step.precondition != "identity":
+            raise SonaValueError(f"step: expected one of the identity for dim {self.dim}, got {step.precondition} for {step.dim}")
+        if rows < 1 or window < 1 or not 0 < strength <= 1:
+            raise SonaValueError(f"rehearse: expected rows and window >= 1 and strength in (0, 1], got {rows}, {window} and {strength}")
+        self.rehearser = step
+        self.rehearsal.step, self.rehearsal.rows, self.rehearsal.window = step.handle, rows, window
+        self.rehearsal.strength = <float> strength
+
+    @property
+    def own_share(self):
+        """Weight of this policy's own forecast in a pool; 1 without a partner."""
+        return sona_policy_own_share(self.handle)
 
     # ---- another learner on trial ----
 
@@ -483,7 +513,7 @@ cdef class Policy:
         if self.explore != "greedy":
             raise SonaValueError(f"trial: expected a greedy policy, got explore={self.explore!r}")
         check(sona_policy_set_rival(self.handle, rival.handle, <float> share, trial),
-              f"trial with share={share} of a policy with the same arms")
+              f"trial with share={share} of a policy with the same arms and without a partner")
         self.rival, self.judge, self.trial = rival, judge, trial
 
     def end_contest(self):
@@ -556,6 +586,10 @@ cdef class Policy:
             "requests": np.array([s.requests, s.refreshed], dtype=np.uint64),
             "surprise": np.array([self.surprise], dtype=np.float64),
         }
+        if self.partner is not None:
+            arrays["loss"] = np.array([s.loss[0], s.loss[1]])
+        if self.rehearser is not None:
+            arrays["rehearsal"] = np.array([self.rehearsal.random], dtype=np.uint64)
         calibration = np.empty((len(self.arms), 3), dtype=np.float64)
         for i, name in enumerate(self.arms):
             sona_policy_get_calibration(self.handle, self.rows[name], &rewarded, &shown, &choices)
@@ -603,5 +637,12 @@ cdef class Policy:
         s.trust.value, s.trust.variance, s.trust.barren, s.trust.patience = trust[0], trust[1], int(trust[2]), int(trust[3])
         s.random[0], s.random[1], s.random[2], s.random[3] = random[0], random[1], random[2], random[3]
         s.requests, s.refreshed = requests[0], requests[1]
+        if self.partner is not None:
+            loss = np.asarray(arrays.get("loss", (0, 0)), dtype=np.float64)
+            if loss.shape != (2,) or not np.isfinite(loss).all():
+                raise SonaValueError(f"policy state: expected two finite losses, got {loss}")
+            s.loss[0], s.loss[1] = loss[0], loss[1]
+        if self.rehearser is not None and "rehearsal" in arrays:
+            self.rehearsal.random = int(arrays["rehearsal"][0])
         sona_policy_set_state(self.handle, s)
         self.surprise = float(np.asarray(arrays["surprise"])[0])

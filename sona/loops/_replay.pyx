@@ -80,7 +80,7 @@ def learn_rows(Policy policy not None, const float[:, ::1] x, const int32_t[::1]
     cdef sona_status status = SONA_OK
     cdef Py_ssize_t i
     cdef int64_t row = 0, count
-    decision.own, decision.agreed, decision.trial, decision.rival, decision.propensity = 0, 1, 0, 0, 1
+    decision.own, decision.agreed, decision.trial, decision.rival, decision.partner, decision.propensity = 0, 1, 0, 0, 0, 1
     decision.chance[0], decision.chance[1], decision.chance[2] = 1, 1, 1
     decision.version = sona_policy_version(policy.handle)
     with nogil:

@@ -26,7 +26,7 @@ log = logging.getLogger("sona")
 STATE_FORMAT = 1
 POLL_SECONDS = 1.0
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
-_PROPOSALS = struct.Struct("<fffBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival
+_PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
 
 
 class Learner(Protocol):
@@ -92,7 +92,7 @@ def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
 def proposals(row: DecisionRow) -> tuple[Any, ...]:
     """
     chance of current, frozen and older copy to serve what was served, own, agreed: what the guard learns from; trial, rival: what counts
-    for a candidate on trial.
+    for a candidate on trial; partner: what its step is.
     """
     return _PROPOSALS.unpack(row.proposals.ljust(_PROPOSALS.size, b"\0"))  # shorter: from before there were trials
 
@@ -318,9 +318,10 @@ class Journal:
         agreed: bool,
         trial: int,
         rival: int,
+        partner: int,
     ) -> DecisionRow:
         known = 0.0 if math.isnan(propensity) else propensity
-        proposals = _PROPOSALS.pack(*chance, own, agreed, trial, rival)
+        proposals = _PROPOSALS.pack(*chance, own, agreed, trial, rival, partner)
         return DecisionRow(id, when, x, arm, self._arm_sets[version], candidates, known, proposals)
 
     def arms_changed(self) -> None:
@@ -472,7 +473,7 @@ class Journal:
         if served is None or any(candidate not in rows for candidate in named):
             return False
         everything = row.candidates is None and len(named) == len(policy.arms)
-        *chance, own, agreed, trial, rival = proposals(row)
+        *chance, own, agreed, trial, rival, partner = proposals(row)
         policy.recall(
             id,
             np.frombuffer(row.x, "<f4"),
@@ -484,6 +485,7 @@ class Journal:
             agreed=bool(agreed),
             trial=trial,
             rival=rival,
+            partner=partner,
             reward=self.store.reward(id, before),
         )
         return True

@@ -5,16 +5,14 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from sona.adapters import Adapter, Factors
 from sona.errors import SonaTypeError, SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 from sona.loops.gate import Gate, GateConfig
+from sona.loops.learner import Arrays, learned, partner_of, put_learned, put_rows, rows_of
 from sona.loops.ruling import Ruling
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 LEAST_SHARE = 0.5  # SONA_RIVAL_LEAST: nothing is drawn, and nothing counts, while the guard gives the learner less
 
@@ -46,8 +44,7 @@ class Trial:
     def __init__(self, policy: Policy, adapter: Adapter, instant: Instant, gate: Gate, version: int, span: tuple[float, float]) -> None:
         self.gate, self.version, self.span = gate, version, span
         self._policy = policy
-        self.candidate = Policy(adapter, instant, tau=policy.tau, guard=False, pending=1)
-        self.candidate.take_arms(policy)
+        self.candidate = partner_of(policy, adapter, instant)
 
     @classmethod
     def of(
@@ -93,19 +90,14 @@ class Trial:
 
     def take_over(self) -> None:
         """The candidate becomes the policy's own learner, with everything that it has learned during the trial."""
-        adapter = self.candidate.adapter
-        down, up, offset = adapter.rows()
-        self._policy.adapter.assign(down, up, offset, adapter.info()["base"])
+        put_rows(self._policy.adapter, rows_of(self.candidate.adapter))
         self._policy.instant.restore(self.candidate.instant.state())
         self._policy.adopt(self.candidate)
 
     def state(self) -> Arrays:
         """Everything, as named arrays."""
         about = {"version": self.version, "span": self.span, "gate": self.gate.state()}
-        adapter = self.candidate.adapter
-        rows = dict(zip(("down", "up", "offset"), adapter.rows(), strict=True)) | {"base": np.array([adapter.info()["base"]])}
-        learned = self.candidate.instant.state() | {f"policy.{key}": value for key, value in self.candidate.state().items()}
-        return {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **rows, **learned}
+        return {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **learned(self.candidate)}
 
     @classmethod
     def restore(cls, policy: Policy, adapter: Adapter, instant: Instant, arrays: Arrays) -> Self:
@@ -121,10 +113,7 @@ class Trial:
             about = json.loads(arrays["about"].tobytes())
             low, high = (float(each) for each in about["span"])
             trial = cls(policy, adapter, instant, Gate.restore(about["gate"]), int(about["version"]), (low, high))
-            instant.restore(arrays)
-            adapter.assign(arrays["down"], arrays["up"], arrays["offset"], int(arrays["base"][0]))
-            prefix = "policy."
-            trial.candidate.restore({key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)})
+            put_learned(trial.candidate, arrays)
         except (KeyError, TypeError, ValueError, SonaTypeError) as error:
             raise SonaValueError(f"expected the state of a trial, got {error!r}") from error
         return trial

@@ -33,7 +33,8 @@ typedef struct sona_policy_options {
   uint64_t anchor_every; /* requests between refreshes of the older copy; 0: never */
   uint64_t seed;
   sona_explore explore;
-  int guard; /* 0: serve the learner alone */
+  int guard;  /* 0: serve the learner alone */
+  float odds; /* of the learner against each other model of the guard at the start; 0 for 2 */
   const sona_kernels *kernels;
 } sona_policy_options;
 
@@ -45,7 +46,9 @@ typedef struct sona_decision {
   uint8_t agreed;                  /* all models chose it: nothing for the guard to learn */
   uint8_t trial;                   /* number of the trial that it counts for, 0 for none; see sona_policy_set_rival */
   uint8_t rival;                   /* SONA_RIVAL_ bits of that trial */
-  uint32_t version;                /* of the arms */
+  uint8_t partner;                 /* the partner's own first choice; see sona_policy_set_partner */
+  uint8_t reserved[3];
+  uint32_t version; /* of the arms */
 } sona_decision;
 
 /* SONA_RIVAL_CHOICE: the rival's own first choice is this arm; SONA_RIVAL_DIFFERS: and it is not the learner's. */
@@ -86,6 +89,23 @@ float sona_policy_cost(const sona_policy *policy, int32_t row);
  * SONA_EINVAL unless both have the same dim and the same arms in the same rows with the same history, see sona_policy_take_arms. */
 #define SONA_RIVAL_LEAST 0.5f
 sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial);
+
+/* A pool of two: another learner, a policy over an adapter and an instant step of its own, which belongs to the caller; NULL ends it.  It
+ * learns every reward, and what a greedy policy serves is the arm with the largest mixed forecast,
+ *
+ *   sum_m w_m c_m pi_m - cost,   w_m = exp(-0.3 (L_m - min L)) + 0.001, scaled to sum 1,
+ *   L_m <- 0.99 L_m - log Bernoulli(r | c_m pi_m of the shown arm), at each first reward, before it is learned
+ *
+ * Probabilities that a request reports are mixed too.  SONA_EINVAL as for sona_policy_set_rival, which excludes a partner, and for a policy
+ * that explores. */
+sona_status sona_policy_set_partner(sona_policy *policy, sona_policy *partner);
+/* w of the policy itself; 1 without a partner. */
+double sona_policy_own_share(const sona_policy *policy);
+
+/* Learns an outcome once more with a step of the identity, `step`, whose calibration is overwritten: neither calibration, trust nor P of
+ * the policy move, nor guard, rival and partner.  weight in (0, 1].  SONA_EINVAL as for sona_policy_learn. */
+sona_status sona_policy_rehearse(sona_policy *policy, sona_instant *step, const float *x, const int32_t *candidates, size_t count,
+                                 const sona_decision *decision, float reward, float weight);
 
 /* The same arms in the same rows, with their history; what `policy` knew of others is dropped, its adapter stays.  From then on add and
  * remove reach the rival of a policy too. */
@@ -129,6 +149,7 @@ typedef struct sona_policy_state {
   sona_trust trust;
   uint64_t random[4];
   uint64_t requests, refreshed; /* decisions so far, and when the anchor was last refreshed */
+  double loss[2];               /* L of the policy itself and of its partner */
 } sona_policy_state;
 
 sona_policy_state sona_policy_get_state(const sona_policy *policy);
