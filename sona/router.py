@@ -379,7 +379,9 @@ class Router:
     @property
     def state_bytes(self) -> int:
         """Bytes of everything learned: adapter, preconditioner, arms and older copies."""
-        return self.engine.state_bytes + int(self._policy.bytes)
+        other = self._policy.partner
+        partner = 0 if other is None else int(other.bytes) + int(other.adapter.info()["bytes"]) + int(other.instant.bytes)
+        return self.engine.state_bytes + int(self._policy.bytes) + partner
 
     def stats(self) -> dict[str, Any]:
         """Counters by name; "engine" holds the engine's."""
@@ -396,6 +398,7 @@ class Router:
             "surprise": p.surprise,
             "trust": p.trust,
             "guard_weights": p.guard_weights,
+            "pool": p.own_share if p.partner is not None else None,
             "state_bytes": self.state_bytes,
             "pending_bytes": p.pending_bytes,
             "engine": self.engine.stats(),

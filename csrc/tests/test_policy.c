@@ -3,6 +3,7 @@
 #include "check.h"
 #include "sona/pending.h"
 #include "sona/policy.h"
+#include "sona/rehearse.h"
 
 enum { DIM = 24, ARMS = 5 };
 
@@ -265,6 +266,62 @@ static void test_rival(int guard) {
   destroy(alone);
 }
 
+/* A pool serves what one of its members wants or both want most, learns in both, rehearses, and does not allocate. */
+static void test_pool(void) {
+  sona_random_seed(&rng, 41);
+  setup s = make(SONA_GREEDY, 1, SONA_FULL), other = make(SONA_GREEDY, 0, SONA_IDENTITY), explorer = make(SONA_SOFTMAX, 0, SONA_FULL);
+  const sona_instant_options options = {DIM, 0.2f, 0.3f, 3.0f / ARMS, SONA_IDENTITY, NULL};
+  sona_rehearsal rehearsal = {.rows = 4, .window = 500, .strength = 0.1f};
+  sona_pending *pending = NULL;
+  CHECK_EQ(sona_instant_create(&options, &rehearsal.step), SONA_OK);
+  CHECK_EQ(sona_pending_create(1024, DIM, 0, &pending), SONA_OK);
+  CHECK_EQ(sona_policy_set_partner(s.policy, s.policy), SONA_EINVAL);
+  CHECK_EQ(sona_policy_set_partner(explorer.policy, other.policy), SONA_EINVAL);
+  CHECK_EQ(sona_policy_take_arms(other.policy, s.policy), SONA_OK);
+  CHECK_NEAR(sona_policy_own_share(s.policy), 1, 0);
+  CHECK_EQ(sona_policy_set_partner(s.policy, other.policy), SONA_OK);
+  CHECK_EQ(sona_policy_set_rival(s.policy, other.policy, 0.5f, 1), SONA_EINVAL);
+  CHECK_NEAR(sona_policy_own_share(s.policy), 0.5, 1e-12);
+  CHECK_EQ(sona_rehearse(&rehearsal, pending, s.policy, 1, 0), 0); /* nothing is remembered yet */
+
+  float centre[ARMS][DIM], probability[ARMS];
+  int right = 0;
+  size_t rehearsed = 0;
+  uint64_t before = 0;
+  for (int k = 0; k < ARMS; k++) unit(centre[k]);
+  for (uint64_t id = 1; id <= 1500; id++) {
+    const int k = (int)(sona_random_uniform(&rng) * ARMS);
+    float noise[DIM], square = 0;
+    unit(noise);
+    sona_record *record = sona_pending_put(pending, id, 0);
+    for (size_t i = 0; i < DIM; i++) {
+      record->x[i] = centre[k][i] + 0.3f * noise[i];
+      square += record->x[i] * record->x[i];
+    }
+    for (size_t i = 0; i < DIM; i++) record->x[i] /= sqrtf(square);
+    sona_step step;
+    CHECK_EQ(sona_policy_route(s.policy, record->x, NULL, 0, probability, &record->decision), SONA_OK);
+    const float reward = record->decision.arm == (k + 1) % ARMS;
+    CHECK_EQ(sona_policy_learn(s.policy, record->x, NULL, 0, &record->decision, reward, 1, &record->outcome, &step), SONA_OK);
+    record->learned = 1;
+    rehearsed += sona_rehearse(&rehearsal, pending, s.policy, 1, id);
+    if (id > 1000) right += reward > 0;
+    if (id == 1000) before = sona_allocations();
+  }
+  CHECK(right > 480);
+  CHECK(rehearsed > 4000);
+  CHECK_EQ(sona_allocations(), before);
+  CHECK(sona_adapter_describe(other.adapter).total > 0);
+  const sona_policy_state state = sona_policy_get_state(s.policy);
+  CHECK(state.loss[0] > 0 && state.loss[1] > 0);
+  CHECK_EQ(sona_policy_set_partner(s.policy, NULL), SONA_OK);
+  sona_pending_destroy(pending);
+  sona_instant_destroy(rehearsal.step);
+  destroy(s);
+  destroy(other);
+  destroy(explorer);
+}
+
 static void test_pending(void) {
   sona_pending *p = NULL;
   CHECK_EQ(sona_pending_create(0, DIM, 0, &p), SONA_EINVAL);
@@ -301,6 +358,7 @@ int main(void) {
   test_arms();
   test_rival(0);
   test_rival(1);
+  test_pool();
   test_pending();
   return check_done("policy");
 }
