@@ -109,23 +109,38 @@ def regret_row(r: Regrets) -> list[object]:
         r.sona["sona"] / linear,
         r.over("identity", *PEERS),
         r.over("no guard", *PEERS),
+        r.over("pool", *PEERS),
+        r.sona["pool"] / linear,
         f"{r.held_out:.3f}",
     ]
 
 
-HEADER = ("stream", "regret", "/ frozen", "best peer", "/ peer", "/ linear", "identity / peer", "no guard / peer", "held out")
+HEADER = (
+    "stream",
+    "regret",
+    "/ frozen",
+    "best peer",
+    "/ peer",
+    "/ linear",
+    "identity / peer",
+    "no guard / peer",
+    "pool / peer",
+    "pool / linear",
+    "held out",
+)
 
 
 def readme(table: Sequence[Regrets]) -> str:
     """The Markdown table of the README."""
     by = {r.stream: r for r in table}
-    lines = ["| stream | regret | / frozen | / best LinUCB, LinTS | / best peer | no guard / best peer |", "|---|---|---|---|---|---|"]
+    header = ("stream", "regret", "/ frozen", "/ best LinUCB, LinTS", "/ best peer", "no guard / best peer", "pool / best peer")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for stream, name in README.items():
         if stream in by:
             r = by[stream]
-            ratios = (r.over_frozen("sona"), r.over("sona", *LINEAR), r.over("sona", *PEERS), r.over("no guard", *PEERS))
+            ratios = (r.over_frozen("sona"), r.over("sona", *LINEAR), *(r.over(v, *PEERS) for v in ("sona", "no guard", "pool")))
             lines.append(f"| {name} | {r.sona['sona']:.0f} ± {r.spread:.0f} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
-    means = (geometric_mean(r.over(variant, *PEERS) for r in table) for variant in ("sona", "no guard"))
+    means = (geometric_mean(r.over(variant, *PEERS) for r in table) for variant in ("sona", "no guard", "pool"))
     lines.append(f"| geometric mean of {len(table)} streams | | | | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
     return "\n".join(lines)
 
@@ -147,6 +162,21 @@ def clean_checks(by: dict[str, Regrets]) -> list[Check]:
     if by.keys() >= set(streams.ALL):
         mean = geometric_mean(r.over("sona", *PEERS) for r in by.values())
         checks.append(Check(f"geometric mean of {len(by)} streams, regret / best peer", mean, 1.0))
+    return checks
+
+
+def pool_checks(by: dict[str, Regrets]) -> list[Check]:
+    checks = []
+    for name, limit in (("digits:few:c", 0.9), ("digits:shift:c", 1.0), ("trec6:few:c", 1.0), ("ng20:few:c", 1.0)):
+        if name in by:
+            checks.append(Check(f"{name}: pool / best LinUCB or LinTS", by[name].over("pool", *LINEAR), limit))
+    for name, r in by.items():
+        checks.append(Check(f"{name}: pool / frozen", r.over_frozen("pool"), 1.0))
+        wrong_arms = name.split(":")[1] in ("perm", "rand")
+        checks.append(Check(f"{name}: pool / best peer", r.over("pool", *PEERS), 1.3 if wrong_arms else 1.03))
+    if by.keys() >= set(streams.ALL):
+        mean = geometric_mean(r.over("pool", *PEERS) for r in by.values())
+        checks.append(Check(f"geometric mean of {len(by)} streams, pool / best peer", mean, 0.88))
     return checks
 
 
@@ -179,12 +209,12 @@ def main() -> int:
 
     table = [regrets(name, seeds, peers) for name in names]
     print_table(f"Regret, mean of seeds {options.seeds}; peers at the best setting of their sweep", HEADER, map(regret_row, table))
-    for variant in ("sona", "identity", "no guard"):
+    for variant in ("sona", "identity", "no guard", "pool"):
         plain, fair = (geometric_mean(r.over(variant, *PEERS, constant=constant) for r in table) for constant in (False, True))
         print(f"geometric mean of {len(table)} streams, {variant}: {plain:.3f} of the best peer", end="")
         print(f" ({fair:.3f} if peers get a constant feature on the one-arm stream)")
     by = {r.stream: r for r in table}
-    checks = clean_checks(by)
+    checks = clean_checks(by) + pool_checks(by)
     elsewhere = [
         (r.stream, r.sona["sona"], *r.best("VW"), r.peers.get("roadmap", float("nan")), r.frozen) for r in table if "roadmap" in r.peers
     ]
@@ -198,7 +228,7 @@ def main() -> int:
     checks.append(Check(f"{PERFECT}: errors where the frozen model makes none", perfect.sona["sona"], 20))
     print_table(
         "Unusual streams",
-        ("stream", "regret", "/ frozen", "identity / frozen", "no guard / frozen"),
+        ("stream", "regret", "/ frozen", "identity / frozen", "no guard / frozen", "pool / frozen"),
         [(r.stream, f"{r.sona['sona']:.0f}", *(r.over_frozen(v) for v in r.sona)) for r in [*odd, perfect]],
     )
 

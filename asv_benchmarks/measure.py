@@ -24,11 +24,12 @@ class Variant:
     """A way to set up the Router."""
 
     name: str
-    precondition: Precondition
-    guard: bool
+    precondition: Precondition = "auto"
+    guard: bool = True
+    pool: bool = False
 
 
-VARIANTS = (Variant("sona", "auto", True), Variant("identity", "identity", True), Variant("no guard", "auto", False))
+VARIANTS = (Variant("sona"), Variant("identity", precondition="identity"), Variant("no guard", guard=False), Variant("pool", pool=True))
 
 
 @dataclass
@@ -110,7 +111,7 @@ def regrets(name: str, seeds: Sequence[int], peers: PeerFile | None, variants: I
         stream = make(name, seed)
         frozen.append(play(stream, Frozen).regret)
         for variant in variants:
-            run = play(stream, adapted(stream, precondition=variant.precondition, guard=variant.guard))
+            run = play(stream, adapted(stream, precondition=variant.precondition, guard=variant.guard, pool=variant.pool))
             sona.setdefault(variant.name, []).append(run.regret)
             if variant.name == VARIANTS[0].name:
                 held_out.append(run.held_out)
