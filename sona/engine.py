@@ -87,7 +87,7 @@ class SonaEngine:
         self.name = name
         self.fingerprint = model_fingerprint
         self._enabled = os.environ.get("SONA_DISABLE") != "1"
-        self.adapters = tuple(self.make_adapter() for _ in range(c.num_layers))
+        self.adapters = tuple(self._make_adapter() for _ in range(c.num_layers))
         self.instants = tuple(self._make_instant() for _ in range(c.num_layers))
         pending = InstantLoopConfig(
             micro_lora_rank=c.micro_lora_rank, max_pending_signals=c.trajectory_capacity, max_pending_bytes=c.trajectory_bytes
@@ -131,7 +131,7 @@ class SonaEngine:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
 
-    def make_adapter(self) -> Adapter:
+    def _make_adapter(self) -> Adapter:
         """A new adapter of the shape that this engine's have."""
         c = self.config
         return Adapter(
@@ -423,7 +423,7 @@ class SonaEngine:
             self._end_trial()
             self._trial = Trial.of(
                 self.policy,
-                self.make_adapter(),
+                self._make_adapter(),
                 self._make_instant(),
                 candidate.factors,
                 gate=config,
@@ -634,7 +634,7 @@ class SonaEngine:
                 put_learned(self.policy.partner, partner)
         self._end_trial()
         if self.policy is not None and trial:
-            self._trial = Trial.restore(self.policy, self.make_adapter(), self._make_instant(), trial)
+            self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)
             self._trial.begin()
 
     def save(self, path: str | os.PathLike[str]) -> None:

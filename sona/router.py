@@ -486,6 +486,6 @@ def _refuse_identical(vectors: Mapping[Any, Floats]) -> None:
 def _form_pool(engine: SonaEngine, policy: Policy) -> None:
     """The policy rehearses; its partner, with the identity and smaller steps, does not."""
     config, instant = engine.config, policy.instant
-    policy.join(partner_of(policy, engine.make_adapter(), Instant(config.hidden_dim, _PARTNER_P0, config.bias_input, "identity")))
+    policy.join(partner_of(policy, engine._make_adapter(), Instant(config.hidden_dim, _PARTNER_P0, config.bias_input, "identity")))
     step = Instant(config.hidden_dim, instant.prior_variance, config.bias_input, "identity")
     policy.rehearse(step, _REHEARSED, _REHEARSAL_WINDOW, _REHEARSAL_STRENGTH)
