@@ -368,7 +368,6 @@ class SonaEngine:
         the learner learns. The reward that decides the trial makes a version of what the candidate has become, and serves it if it was
         accepted.
         """
-        self._layer(0)
         if self._trial is None:
             return None
         found = self._trial.ruling
