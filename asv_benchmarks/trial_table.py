@@ -3,9 +3,9 @@
     SONA_DATA=DIR python asv_benchmarks/trial_table.py [--seeds 60-61] [--worlds NAME ...] [--json FILE]
 
 Each trial: a router learns a stream for 300, 1000 or 2000 requests; a candidate is made of it (the frozen model, shrunk, older, replayed,
-trained longer, poisoned, noisy); both go on learning from live traffic, for at most 10,000 requests. Then both are valued on rows that the
-stream never shows, in expected reward. A candidate that is more than one point (of the range of rewards) better by then should have been
-accepted, one that is more than .2 points worse should not.
+trained longer, poisoned, noisy); both go on learning from live traffic, for at most 10,000 requests. Then both are valued over all rows that
+this traffic is drawn from, in expected reward. A candidate that is more than one point (of the range of rewards) better by then should have
+been accepted, one that is more than .2 points worse should not.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sona import Router, Version
 from sona.adapters import Factors
+from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.gate import GateConfig
 from sona.loops.replay import Replay, Rows
@@ -46,7 +47,7 @@ KINDS = {  # of stream: rewards and what happens during the trial
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial. gain: of the candidate over the learner on held-out rows when it ended, in reward."""
+    """One trial. gain: of the candidate over the learner, in reward per request of the traffic, when it ended."""
 
     kind: str
     world: str
@@ -77,9 +78,8 @@ def candidates(router: Router, older: Factors, longer: Factors, rng: np.random.G
     yield "noisy", Factors(now.down, now.up + noise, now.offset)
 
 
-def value(policy: object, stream: streams.Stream) -> float:
-    chosen = policy.predict(stream.held_x)  # type: ignore[attr-defined]
-    return float(stream.held_value[np.arange(len(chosen)), chosen].mean())
+def value(policy: Router | Policy, x: NDArray[np.float32], worth: NDArray[np.float32]) -> float:
+    return float(worth[np.arange(len(x)), policy.predict(x)].mean())
 
 
 def play(router: Router, stream: streams.Stream, start: int, stop: int) -> None:
@@ -97,10 +97,11 @@ def trial(stream: streams.Stream, state: dict[str, NDArray[np.generic]], name: s
     engine.start_trial(version)
     event = KINDS[kind][1]
     rng = np.random.default_rng((stream.seed, trained, 7))
-    picks = rng.integers(TRAINED[-1] + LONGER, len(stream.x), LIMIT)  # with replacement: nothing drifts but what is meant to
+    traffic = slice(TRAINED[-1] + LONGER, None)
+    picks = rng.integers(traffic.start, len(stream.x), LIMIT)  # with replacement: nothing drifts but what is meant to
     coin, bad = rng.random(LIMIT), rng.permutation(1000)[:500]
     moved = rng.permutation(len(stream.arms))
-    held = stream
+    final = stream.value[traffic]
     rival = engine._trial.candidate  # type: ignore[union-attr]
     for n, t in enumerate(picks):
         worth = stream.value[t]
@@ -112,7 +113,7 @@ def trial(stream: streams.Stream, state: dict[str, NDArray[np.generic]], name: s
         if engine.trial is None:
             break
     if event == "drift" and n >= LIMIT // 4:
-        held = replace(stream, held_value=stream.held_value[:, moved])
+        final = final[:, moved]
     made = [v.verdict for v in engine.versions() if v.window.get("candidate") == version.number]
     verdict = made[-1] if made else "undecided"
     learner = router
@@ -121,7 +122,8 @@ def trial(stream: streams.Stream, state: dict[str, NDArray[np.generic]], name: s
         learner.engine.restore(engine.state())
         served = next(v for v in reversed(engine.versions()) if v.verdict == "served")
         served.factors.put(learner.engine.adapters[0])
-    return Outcome(kind, stream.name, stream.seed, trained, name, verdict, n + 1, value(rival, held) - value(learner, held))
+    gain = value(rival, stream.x[traffic], final) - value(learner, stream.x[traffic], final)
+    return Outcome(kind, stream.name, stream.seed, trained, name, verdict, n + 1, gain)
 
 
 def trials(world: str, kind: str, seed: int) -> Iterator[Outcome]:
