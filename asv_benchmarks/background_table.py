@@ -23,8 +23,9 @@ from streams import Stream, make
 
 from sona import Router
 from sona.loops.background import BackgroundLoopConfig
+from sona.loops.patterns import RequestPatterns
 from sona.loops.replay import Mark, Replay, Rows
-from sona.patterns import PatternConfig, ReasoningBank
+from sona.patterns import PatternConfig
 
 EVERY = 500  # requests between cycles
 ROUNDS = 5
@@ -91,14 +92,15 @@ def times() -> list[Row]:
     assert loop.window is not None
     assert policy is not None
     router.background_learn()  # loads scikit-learn
+    bank = loop.patterns.bank
 
     def again() -> None:
-        loop._cycles = loop._banked = 0  # the same rows count as new ones
-        loop.bank = ReasoningBank(loop.bank.config)
+        loop._cycles = loop._counted = 0  # the same rows count as new ones
+        loop.patterns = RequestPatterns(bank.config, policy, None)
 
     took = milliseconds(router.background_learn, again)
     found.append(Row("background cycle", "1000 trajectories, d=256, k=50", f"{took:.1f} ms", "<= 100 ms", took <= 100))
-    found.append(Row("pattern extraction alone, later cycle", "the same", f"{milliseconds(loop.bank.extract_patterns):.1f} ms"))
+    found.append(Row("pattern extraction alone, later cycle", "the same", f"{milliseconds(loop.patterns.bank.extract_patterns):.1f} ms"))
     mark = 10 * milliseconds(lambda: [Mark.of(policy) for _ in range(100)])  # us
     share = f"{mark:.0f} us, {mark / 64:.2f} us a reward"
     found.append(Row("mark of the learner", "d=256, K=20, each 64 to 256 rewards", share, "< 1 us", mark < 64))

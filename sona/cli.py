@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=_verify)
 
-    inspect = commands.add_parser("inspect", help="what a store holds: decisions, rewards, arms, learned state, versions")
+    inspect = commands.add_parser("inspect", help="what a store holds: decisions, rewards, arms, learned state, patterns, versions")
     inspect.add_argument("store", metavar="STORE")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
@@ -261,7 +261,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
             served = f", serves {about['published']}" if about["published"] is not None else ""
             served += f", version {about['trial']} on trial" if about["trial"] is not None else ""
             count = f"{about['versions']} version{'s' * (about['versions'] != 1)}"
-            print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {count}{served}")
+            patterns = f"{about['patterns']} pattern{'s' * (about['patterns'] != 1)}"
+            print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {patterns}, {count}{served}")
     return 0
 
 

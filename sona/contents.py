@@ -15,6 +15,7 @@ from sona.adapters.versions import find, keep_served
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.health import namespaces_of
 from sona.loops.journal import decode_state, encode_state, learners
+from sona.loops.patterns import kept_patterns
 from sona.loops.trial import on_trial
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore
@@ -22,7 +23,7 @@ from sona.store import SqliteStore
 
 def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
-    Decisions, rewards, arms, learned states and versions of every namespace of a store file.
+    Decisions, rewards, arms, learned states, patterns and versions of every namespace of a store file.
 
     Raises
     ------
@@ -53,6 +54,7 @@ def _state(store: SqliteStore, name: str) -> dict[str, Any]:
         "bytes": len(blob),
         "dim": int(arrays["layer0.down"].shape[1]),
         "rank": len(arrays["layer0.down"]),
+        "patterns": kept_patterns(store, name),
         "versions": len(versions),
         "published": next((version.id for version in versions if version.published), None),
         "trial": on_trial(arrays),

@@ -28,6 +28,7 @@ from sona.loops.gate import GateConfig
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
 from sona.loops.learner import learned, part, put_learned, put_rows, rows_of
+from sona.loops.patterns import PatternMatch, RequestPatterns
 from sona.loops.ruling import Ruling
 from sona.loops.trial import Trial
 from sona.loops.versions import StoredVersions
@@ -544,6 +545,37 @@ class SonaEngine:
             raise
         self.loop_b.replaced()
         return replace(version, published=True)
+
+    # ---- patterns ----
+
+    @property
+    def patterns(self) -> RequestPatterns:
+        """What the background loop knows of the requests: the patterns' bank and hierarchy, and which follows which."""
+        self._layer(0)
+        return self.loop_b.patterns
+
+    def find_patterns(self, x: Any, k: int = 5) -> list[PatternMatch]:
+        """
+        The k patterns most similar to x of shape (hidden_dim,), most similar first, as of the last background cycle.
+
+        Each comes with the verdicts on the router's arms that were significant then; those on arms that have been removed since are left
+        out. Fewer where there are fewer patterns, and none before the first cycle or without a router.
+
+        Raises
+        ------
+        SonaValueError, SonaTypeError
+            x of another shape or not finite, k not an int of at least 0.
+        """
+        return self.patterns.find(x, k)
+
+    def next_patterns(self, x: Any, k: int = 5) -> list[tuple[int, float]]:
+        """
+        The patterns that may come after a request like x (hidden_dim,): the k most probable (id, probability), most probable first.
+
+        Empty before the first cycle. Where requests are independent these are the patterns' frequencies: `patterns.transitions.helps`
+        says whether the request tells more than that.
+        """
+        return self.patterns.next(x, k)
 
     # ---- time ----
 

@@ -16,7 +16,7 @@ from sona.loops import background
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 from sona.loops.replay import Mark, Replay, Rows
 from sona.loops.ruling import Ruling
-from sona.patterns import PatternConfig
+from sona.patterns import PatternConfig, ReasoningBank
 
 Array = np.ndarray[Any, Any]
 SMALL = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=20, k_clusters=6), min_trajectories=50, trial=False)
@@ -58,11 +58,11 @@ def everything(router: Router) -> dict[str, bytes]:
     """State of the learner and of the loop."""
     loop, engine = router.engine.loop_b, router.engine
     assert loop.window is not None
-    arrays = {**engine.state(), **{f"bank.{name}": value for name, value in loop.bank.state().items()}}
+    arrays = {**engine.state(), **{f"bank.{name}": value for name, value in loop.patterns.bank.state().items()}}
     found = {name: np.ascontiguousarray(value).tobytes() for name, value in arrays.items()}
     found["versions"] = repr([v.as_dict() for v in engine.versions()]).encode()
     found["loop"] = repr(
-        [loop._cycles, loop._banked, [m.before for m in loop._marks], loop.window.tasks.state(), loop.window.offered]
+        [loop._cycles, loop._counted, [m.before for m in loop._marks], loop.window.tasks.state(), loop.window.offered]
     ).encode()
     return found
 
@@ -131,7 +131,7 @@ def test_a_cycle_finds_the_clusters_and_proposes_a_candidate_that_changes_nothin
     learned = {name: value.tobytes() for name, value in router.engine.state().items()}
     result = router.background_learn()
     assert result.status == "completed"
-    assert result.patterns_extracted == len(router.engine.loop_b.bank.patterns) == 6
+    assert result.patterns_extracted == len(router.engine.patterns.bank.patterns) == 6
     assert result.elapsed > 0
     assert result.verdict == "undecided"
     assert result.version is not None
@@ -376,7 +376,7 @@ def test_an_exception_in_a_cycle_leaves_everything_as_it_was(
         targets = {
             "replay": (Replay, "run"),
             "judge": (background, "screen"),
-            "patterns": (background.ReasoningBank, "extract_patterns"),
+            "patterns": (ReasoningBank, "extract_patterns"),
             "keep": (type(router.engine._versions), "add"),
             "serve": (router.engine.journal, "save") if stored else (type(router.engine._versions), "publish"),
         }

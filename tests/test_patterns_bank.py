@@ -510,11 +510,18 @@ def test_a_damaged_state_is_refused(rng: np.random.Generator, change: dict[str, 
 
 def test_the_example_of_the_document_finds_the_arm_of_each_topic(capsys: pytest.CaptureFixture[str]) -> None:
     document = (Path(__file__).parents[1] / "docs/patterns.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    code, _ = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/patterns.md", "exec"), {})
     *found, last = capsys.readouterr().out.splitlines()
     assert len({re.search(r"arm (\d)", line)[1] for line in found}) == len(found) == 2  # type: ignore[index]
     assert re.fullmatch(r"\d+ requests like this one, mean quality 0\.\d\d", last)
+
+
+def test_the_example_of_a_router_prints_what_the_document_says(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[1] / "docs/patterns.md").read_text(encoding="utf-8")
+    (_, code), (printed,) = (re.findall(rf"^```{kind}\n(.*?)^```$", document, re.MULTILINE | re.DOTALL) for kind in ("python", "text"))
+    exec(compile(code, "docs/patterns.md", "exec"), {})
+    assert capsys.readouterr().out == printed
 
 
 # ---- threads, imports ----

@@ -107,6 +107,27 @@ def test_counts_stay_finite_and_bounded() -> None:
     assert len(found) == sum(len(after) for after in found._after.values())
 
 
+def test_patterns_that_are_gone_are_forgotten(rng: np.random.Generator) -> None:
+    """As if nothing had ever come from or to them; what the predictions were worth stays."""
+    chain = rng.integers(6, size=300).tolist()
+    found, want = observed(chain, decay=1.0), Transitions(decay=1.0)
+    gain = found.gain
+    found.keep([0, 2, 3])
+    for a, b in pairwise(chain):
+        if {a, b} <= {0, 2, 3}:
+            want.observe(a, b)
+    assert found._after == want._after
+    assert len(found) == len(want) <= 9
+    assert set(found._popular) == {0, 2, 3}
+    assert found.gain == gain
+    for pattern in range(6):
+        assert {id for id, _ in found.predict(pattern)} == {0, 2, 3}
+        assert sum(chance for _, chance in found.predict(pattern)) == pytest.approx(1)
+    found.keep([])
+    assert found.predict(0) == []
+    assert len(found) == 0
+
+
 def test_it_goes_on_from_its_state() -> None:
     chain = markov(300, 6, 0.5, np.random.default_rng(1))
     options = {"decay": 0.99, "max_transitions": 30, "kappa": 3.0}

@@ -16,13 +16,14 @@ from sona.loops._policy import Policy
 from sona.loops.gate import GateConfig
 from sona.loops.journal import Journal
 from sona.loops.logged import logged_duel
+from sona.loops.patterns import RequestPatterns
 from sona.loops.replay import Mark, Replay
 from sona.loops.reservoir import Tasks
 from sona.loops.rows import Rows
 from sona.loops.ruling import Ruling, at_least, between
 from sona.loops.screen import calibrate, screen
 from sona.loops.window import Window
-from sona.patterns import PatternConfig, ReasoningBank
+from sona.patterns import PatternConfig
 from sona.store.sqlite import SEQUENCE_BITS
 
 MARKS = 16
@@ -169,11 +170,11 @@ class BackgroundLoop:
         if bank.embedding_dim != hidden_dim:
             raise SonaValueError(f"patterns: expected embedding_dim={hidden_dim}, got {bank.embedding_dim}")
         self.config = config
-        self.bank = ReasoningBank(bank)
+        self.patterns = RequestPatterns(bank, policy, journal)
         self._policy, self._max_discard = policy, max_discard
         self._running = threading.Lock()
         self._cycles = 0
-        self._banked = 0  # ids below it are in the bank
+        self._counted = 0  # ids below it do not count as new any more
         self._marks: deque[Mark] = deque(maxlen=MARKS)
         self._mark_at = 0
         self.window = None if policy is None else Window(policy, journal, config.replay_rows, Tasks(config.reservoir_rows, config.seed))
@@ -230,28 +231,26 @@ class BackgroundLoop:
         if self._policy is None or self.window is None:
             return BackgroundResult.skipped("there is no policy whose decisions could be replayed")
         began = time.perf_counter()
+        arms = self._policy.version
         rows = self.window.newest()
-        new = rows.take(self._own(rows) & (rows.id >= self._banked) if self._cycles else np.ones(len(rows), np.bool_))
+        new = rows.take(self._own(rows) & (rows.id >= self._counted) if self._cycles else np.ones(len(rows), np.bool_))
         if len(new) < self.config.min_trajectories:
             return BackgroundResult.skipped(f"insufficient trajectories, {len(new)} of {self.config.min_trajectories}")
-        arms = self._policy.version
         mark, fresh = self._split(rows)
         proposal = None if hold is not None else self._propose(self._policy, mark, rows.take(~fresh), rows.take(fresh))
-        bank = ReasoningBank.from_state(self.bank.config, self.bank.state())
-        for x, arm, reward in zip(new.x, new.arm.tolist(), new.reward.tolist(), strict=True):
-            bank.add(x, reward, arm, reward)
-        patterns = bank.extract_patterns()
+        found = self.patterns.learn(rows)
         if self._policy.version != arms:
             return BackgroundResult.skipped("arms were added or removed meanwhile")
         version = None if proposal is None else keep(proposal)
         own = rows.id[self._own(rows)]
-        self.bank, self._banked = bank, int(own[-1]) + 1 if len(own) else self._banked
+        self._counted = int(own[-1]) + 1 if len(own) else self._counted
+        self.patterns.take(found)
         self.window.offer(rows)
         self.window.save()
         self._cycles += 1
         return BackgroundResult(
             trajectories_processed=len(rows),
-            patterns_extracted=len(patterns),
+            patterns_extracted=len(found.bank.patterns),
             elapsed=time.perf_counter() - began,
             status="completed",
             verdict=None if proposal is None else proposal.ruling.verdict,

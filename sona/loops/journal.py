@@ -26,6 +26,7 @@ log = logging.getLogger("sona")
 STATE_FORMAT = 1
 POLL_SECONDS = 1.0
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
+PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
 _PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
 
 
@@ -99,7 +100,7 @@ def proposals(row: DecisionRow) -> tuple[Any, ...]:
 
 def learners(store: SqliteStore) -> list[str]:
     """Names of the learners whose state a namespace keeps, sorted."""
-    return [name for name in store.state_names() if TASKS not in name]
+    return [name for name in store.state_names() if TASKS not in name and PATTERNS not in name]
 
 
 class Journal:

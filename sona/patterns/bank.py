@@ -133,6 +133,41 @@ class ReasoningBank:
         with self._lock:
             self._window.append(row, outcome)
 
+    def replace(self, x: Any, quality: Any, *, arm: Any = -1, reward: Any = np.nan, weight: Any = 1.0) -> None:
+        """
+        Keep these trajectories in place of all others, oldest first; of more than the bounds allow, the newest.
+
+        Parameters
+        ----------
+        x : array (n, embedding_dim)
+        quality, arm, reward, weight : arrays (n,) or numbers
+            As for `add`; -1 for no arm and NaN for no reward.
+
+        Raises
+        ------
+        SonaValueError, SonaTypeError
+            Shapes that do not fit, a number out of its range. The bank is as it was.
+        """
+        rows = unit_rows(coerce(x, (None, self.config.embedding_dim), "x"))
+        outcome = np.zeros(len(rows), OUTCOME)
+        columns = {"quality": quality, "weight": weight, "reward": reward, "arm": arm}
+        for name, column in columns.items():
+            given = np.asarray(column)
+            if given.dtype.kind not in ("iu" if name == "arm" else "fiu"):
+                raise SonaTypeError(f"{name}: expected {'ints' if name == 'arm' else 'numbers'}, got {given.dtype}")
+            if given.shape not in ((), (len(rows),)):
+                raise SonaValueError(f"{name}: expected shape ({len(rows)},) like the rows of x, got {given.shape}")
+            if name == "arm" and not ((given >= -1) & (given < _MAX_ARMS)).all():
+                raise SonaValueError(f"arm: expected ints in [-1, {_MAX_ARMS})")
+            outcome[name] = given
+        outcome["rewarded"] = ~np.isnan(outcome["reward"])
+        outcome["reward"][~outcome["rewarded"]] = 0
+        outcome["source"] = -1
+        if not _within(outcome):
+            raise SonaValueError(f"expected quality and reward in [0, 1] and weight in [0, {_MAX_WEIGHT:g}]")
+        with self._lock:
+            self._window.replace(rows, outcome)
+
     def add_trajectory(
         self,
         trajectory: QueryTrajectory,
@@ -370,10 +405,16 @@ class ReasoningBank:
         """Memory of the trajectories and the patterns."""
         return self._window.nbytes + self._about.nbytes + self._centroids.nbytes + self._units.nbytes
 
-    def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Trajectories, patterns and counters as named arrays of numbers, for a snapshot or a safetensors file."""
+    def state(self, *, trajectories: bool = True) -> dict[str, npt.NDArray[Any]]:
+        """
+        Trajectories, patterns and counters as named arrays of numbers, for a snapshot or a safetensors file.
+
+        Without `trajectories` none are in it; a bank made from that knows the patterns and has to be given trajectories anew.
+        """
         with self._cycle, self._lock:
             x, outcome = self._window.copy()
+            if not trajectories:
+                x, outcome = x[:0], outcome[:0]
             arrays: dict[str, npt.NDArray[Any]] = {
                 "counters": np.array([self._cycles, self._next_id], np.int64),
                 "trajectories.x": x,

@@ -1,7 +1,7 @@
 """Which pattern comes after which: decayed counts, a prediction, and whether it is worth more than naming the most frequent pattern."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -92,6 +92,13 @@ class Transitions:
         total = sum(after.values()) / self._unit + self.kappa
         chances = {n: (after.get(n, 0.0) / self._unit + self.kappa * count / everything) / total for n, count in self._popular.items()}
         return sorted(chances.items(), key=lambda item: (-item[1], item[0]))
+
+    def keep(self, patterns: Iterable[int]) -> None:
+        """Forget every count from or to other patterns than these: they are gone, and will not come."""
+        alive = set(patterns)
+        self._after = {a: {b: n for b, n in after.items() if b in alive} for a, after in self._after.items() if a in alive}
+        self._pairs = sum(map(len, self._after.values()))
+        self._popular = {pattern: n for pattern, n in self._popular.items() if pattern in alive}
 
     @property
     def gain(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Verdicts: which arm does better or worse than the others on a pattern, said only where the rewards show it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ class Verdict:
 
     Attributes
     ----------
-    pattern, arm : int
+    pattern : int
+    arm : int
+        Its number; its name where `SonaEngine.find_patterns` gives the verdict.
     count : int
         Rewards of the arm.
     mean, rest_mean : float
@@ -33,7 +36,7 @@ class Verdict:
     """
 
     pattern: int
-    arm: int
+    arm: Any
     count: int
     mean: float
     rest_mean: float
