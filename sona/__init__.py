@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sona.loops.coordinator import LoopCoordinator
     from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
-    from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions
+    from sona.loops.patterns import PatternMatch
+    from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
     from sona.router import LoggedDecision, Router
     from sona.store import SqliteStore
     from sona.trajectory import Ring, TrajectoryBuffer, TrajectoryBuilder
@@ -62,7 +63,8 @@ _HOMES = {
     "sona.loops.coordinator": ("LoopCoordinator",),
     "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
-    "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions"),
+    "sona.loops.patterns": ("PatternMatch",),
+    "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
     "sona.router": ("LoggedDecision", "Router"),
     "sona.store": ("SqliteStore",),
     "sona.trajectory": ("Ring", "TrajectoryBuffer", "TrajectoryBuilder"),
@@ -97,6 +99,7 @@ __all__ = [
     "MissingExtraError",
     "PageHinkley",
     "PatternConfig",
+    "PatternMatch",
     "PatternType",
     "QueryTrajectory",
     "ReasoningBank",
@@ -120,6 +123,7 @@ __all__ = [
     "TrajectoryBuilder",
     "TrajectoryStep",
     "Transitions",
+    "Verdict",
     "Version",
     "__version__",
     "fold",

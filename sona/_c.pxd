@@ -229,6 +229,12 @@ cdef extern from "sona/policy.h" nogil:
     float sona_policy_cost(const sona_policy *policy, int32_t row)
     sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, float *probability,
                                   sona_decision *decision)
+    ctypedef struct sona_evidence:
+        const float *earned
+        const float *seen
+        float prior
+    sona_status sona_policy_route_beside(sona_policy *policy, const sona_evidence *evidence, const float *x, const int32_t *candidates,
+                                         size_t count, float *probability, sona_decision *decision)
     sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count,
                                  int32_t *arm)
     void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias)

@@ -96,8 +96,30 @@ static int candidates_alive(const sona_policy *p, const int32_t *candidates, siz
   return 1;
 }
 
+/* Expected reward where similar decisions are asked beside the learner, less the cost; a tie goes to the first. */
+static int64_t choice_beside(const sona_policy *p, const sona_evidence *evidence, const int32_t *candidates, size_t count, const float *pi,
+                             int64_t own) {
+  const float expected = evidence->prior * sona_policy_confidence(p);
+  float top = -INFINITY;
+  for (size_t i = 0; i < count; i++) {
+    if (p->current[i] == -INFINITY) continue;
+    const size_t row = candidates ? (size_t)candidates[i] : i;
+    const float utility = (expected * pi[i] + evidence->earned[row]) / (evidence->prior + evidence->seen[row]) - p->cost[row];
+    if (utility > top) {
+      top = utility;
+      own = (int64_t)i;
+    }
+  }
+  return own;
+}
+
 sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *candidates, size_t count, float *probability,
                               sona_decision *decision) {
+  return sona_policy_route_beside(p, NULL, x, candidates, count, probability, decision);
+}
+
+sona_status sona_policy_route_beside(sona_policy *p, const sona_evidence *evidence, const float *x, const int32_t *candidates, size_t count,
+                                     float *probability, sona_decision *decision) {
   if (!candidates) count = p->arms;
   if (count == 0 || count > p->arm_capacity || p->arms == p->gaps) return SONA_EINVAL;
   if (candidates && !candidates_alive(p, candidates, count)) return SONA_EINVAL;
@@ -114,12 +136,15 @@ sona_status sona_policy_route(sona_policy *p, const float *x, const int32_t *can
     posterior_deviation(p, x, candidates, count, p->anchor);
     for (size_t i = 0; i < count; i++) p->work[i] = p->current[i] + p->anchor[i] * (float)sona_random_normal(&p->random);
     which[SONA_CURRENT] = sona_policy_first_choice(p, p->work, candidates, count, p->frozen, 0);
+  } else if (evidence && !p->disabled) {
+    which[SONA_CURRENT] = choice_beside(p, evidence, candidates, count, probability, own);
   }
 
   double weight[SONA_GUARD_MODELS] = {1};
   int64_t arm = which[SONA_CURRENT];
   const int agreed = explore == SONA_GREEDY && which[0] == which[1] && which[0] == which[2];
-  const int64_t other = explore == SONA_GREEDY ? sona_policy_rival_choice(p, x, candidates, count) : -1;
+  /* Where similar decisions overrule the learner there is nothing to compare: they would overrule the rival as well. */
+  const int64_t other = explore == SONA_GREEDY && which[SONA_CURRENT] == own ? sona_policy_rival_choice(p, x, candidates, count) : -1;
   int differs = other >= 0 && other != own;
   if (p->o.guard && (!agreed || differs)) sona_guard_weights(&p->guard, weight);
   const int counts = other >= 0 && weight[SONA_CURRENT] >= SONA_RIVAL_LEAST;

@@ -1,7 +1,7 @@
 cimport numpy as cnp
 from libc.stdint cimport uint64_t
 
-from sona._c cimport sona_decision, sona_kernels, sona_pending, sona_policy, sona_record, sona_rehearsal, sona_ring
+from sona._c cimport sona_decision, sona_evidence, sona_kernels, sona_pending, sona_policy, sona_record, sona_rehearsal, sona_ring
 from sona.adapters._lora cimport Adapter
 from sona.loops._instant cimport Instant
 
@@ -44,4 +44,4 @@ cdef class Policy:
     cdef const float *_unit(self, object x) except NULL
     cdef object _candidates(self, object candidates)
     cdef int _judge(self, const sona_decision *d, double reward, object source) except -1
-    cdef Decision _route(self, const float *x, object candidates, object rows)
+    cdef Decision _route(self, const float *x, object candidates, object rows, const sona_evidence *evidence)

@@ -2,7 +2,7 @@
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport NAN, isfinite, sqrt
+from libc.math cimport INFINITY, NAN, isfinite, sqrt
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
@@ -245,7 +245,7 @@ cdef class Policy:
             raise SonaValueError(f"candidates: expected each arm once, got {names}")
         return names, np.array([self.row(name) for name in names], dtype=np.int32)
 
-    cdef Decision _route(self, const float *x, object names, object rows):
+    cdef Decision _route(self, const float *x, object names, object rows, const sona_evidence *evidence):
         cdef Decision d = Decision.__new__(Decision)
         cdef sona_decision decision
         cdef const int32_t *indices = NULL
@@ -256,7 +256,8 @@ cdef class Policy:
             count = cnp.PyArray_DIM(<cnp.ndarray> rows, 0)
         width = count if indices != NULL else sona_policy_rows(self.handle)
         d.probability = cnp.PyArray_EMPTY(1, &width, cnp.NPY_FLOAT32, 0)
-        cdef sona_status status = sona_policy_route(self.handle, x, indices, count, <float *> cnp.PyArray_DATA(d.probability), &decision)
+        cdef sona_status status = sona_policy_route_beside(self.handle, evidence, x, indices, count,
+                                                           <float *> cnp.PyArray_DATA(d.probability), &decision)
         if status:
             check(status, f"route over {len(self.arms)} arms")
         cdef sona_record *record = sona_pending_put(self.pending, self.next_id, count)
@@ -281,9 +282,27 @@ cdef class Policy:
     def route(self, x, candidates=None):
         """Choose an arm for x (dim); candidates are names, None for all arms. Returns a Decision."""
         if candidates is None:
-            return self._route(self._unit(x), None, None)
+            return self._route(self._unit(x), None, None, NULL)
         names, rows = self._candidates(candidates)
-        return self._route(self._unit(x), names, rows)
+        return self._route(self._unit(x), names, rows, NULL)
+
+    def route_beside(self, x, earned, seen, float prior, candidates=None):
+        """
+        `route`, asking similar decisions too: earned and seen (rows,) are what they earned and how similar they are, by row.
+
+        Arms that have come since the sums were made leave them aside.
+        """
+        cdef sona_evidence evidence
+        cdef const sona_evidence *told = NULL
+        cdef cnp.ndarray sums = coerce(earned, (None,), "earned"), weights = coerce(seen, (len(sums),), "seen")
+        evidence.earned, evidence.seen = <const float *> cnp.PyArray_DATA(sums), <const float *> cnp.PyArray_DATA(weights)
+        evidence.prior = prior
+        if not 0 < prior < INFINITY:
+            raise SonaValueError(f"prior: expected a positive finite number, got {prior}")
+        names, rows = (None, None) if candidates is None else self._candidates(candidates)
+        if len(sums) >= len(self.names):
+            told = &evidence
+        return self._route(self._unit(x), names, rows, told)
 
     @property
     def enabled(self):
@@ -297,7 +316,7 @@ cdef class Policy:
     def route_batch(self, x):
         """One Decision per row of x (n, dim): the same as n calls of `route`."""
         x = coerce(x, (None, self.dim), "x")
-        return [self._route(self._unit(row), None, None) for row in x]
+        return [self._route(self._unit(row), None, None, NULL) for row in x]
 
     def predict(self, x, model="current", candidates=None):
         """Row number of the first choice per row of x (n, dim), int64: no exploration, record or learning."""
@@ -416,6 +435,13 @@ cdef class Policy:
     def knows(self, uint64_t id):
         """Whether the decision is still remembered."""
         return sona_pending_get(self.pending, id) != NULL
+
+    def shown(self, uint64_t id):
+        """(x (dim,), row) of a decision that is still remembered and whose arm is there, else None."""
+        cdef sona_record *record = sona_pending_get(self.pending, id)
+        if record == NULL or not sona_policy_knew(self.handle, record.decision.arm, record.decision.version):
+            return None
+        return rows_of(record.x, 1, self.dim, self.dim)[0], record.decision.arm
 
     def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, trial=0, rival=0, partner=0,
                reward=None):

@@ -1,0 +1,107 @@
+"""What the most similar rewarded decisions earned, asked beside the learner at each request."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sona._arrays import Floats, coerce
+from sona._kernels import Kernels
+from sona.loops._policy import Decision, Policy
+from sona.loops.rows import Rows
+from sona.loops.ruling import at_least
+from sona.patterns.pattern import unit_rows
+
+# Swept on seeds 0 to 4 of eight streams (docs/patterns.md): the smallest PRIOR at which none became worse.
+NEIGHBOURS = 10
+PRIOR = 2.0  # weight of the learner's own expectation; a decision for the same x weighs 1
+
+
+class Retrieval:
+    """
+    A greedy policy's choice among expectations: (PRIOR c pi_a + sum w r [arm = a]) / (PRIOR + sum w [arm = a]), less the cost, over the ten
+    rewarded decisions with the most similar x; w = cos^2, and c pi_a is what the learner expects.
+
+    Parameters
+    ----------
+    policy : Policy
+    capacity : int
+        Decisions kept, the newest; 4 dim + 150 bytes or so each. A request scans all of them.
+
+    Thread-safety
+    -------------
+    Any thread may call any method; calls take turns.
+    """
+
+    def __init__(self, policy: Policy, capacity: int) -> None:
+        at_least("retrieval", capacity, 1)
+        self._policy, self._kernels, self._lock = policy, Kernels(), threading.Lock()
+        self._x: Floats = np.zeros((capacity, policy.dim), np.float32)
+        self._arm = np.zeros(capacity, np.int32)
+        self._reward = np.zeros(capacity)
+        self._id = np.zeros(capacity, np.uint64)
+        self._at: dict[int, int] = {}  # id -> place
+        self._count = self._next = 0
+
+    def __len__(self) -> int:
+        """Decisions kept."""
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self._x.nbytes + self._arm.nbytes + self._reward.nbytes + self._id.nbytes
+
+    def route(self, x: Any, candidates: Sequence[Any] | None = None) -> Decision:
+        """`Policy.route`, with what similar decisions earned."""
+        unit = unit_rows(coerce(x, (self._policy.dim,), "x")[None])[0]
+        earned, seen = self.evidence(unit)
+        return self._policy.route_beside(unit, earned, seen, PRIOR, candidates)
+
+    def evidence(self, unit: Floats) -> tuple[Floats, Floats]:
+        """Sums of w r and of w, by row of the arm, over the nearest decisions to a unit vector (dim,)."""
+        rows = len(self._policy.names_by_row())
+        with self._lock:
+            at, cos = self._kernels.top_k(self._x[: self._count], unit, NEIGHBOURS)
+            arm, reward = self._arm[at], self._reward[at]
+        weight = np.maximum(cos, 0).astype(np.float64) ** 2
+        known = arm < rows  # another arm may have come while this was computed
+        earned, seen = (np.bincount(arm[known], some[known], rows).astype(np.float32) for some in (weight * reward, weight))
+        return earned, seen
+
+    def learned(self, id: int, reward: float) -> None:
+        """The reward in [0, 1] of a decision that the policy remembers; a repeated one replaces the one before."""
+        with self._lock:  # an arm that is removed meanwhile waits with `forget_arm`
+            shown = self._policy.shown(id)
+            if shown is not None:
+                self._keep(id, *shown, reward)
+
+    def fill(self, rows: Rows) -> None:
+        """Remember these rewarded decisions, the newest last."""
+        newest = rows.take(np.arange(max(len(rows) - len(self._x), 0), len(rows)))
+        with self._lock:
+            for row in zip(newest.id.tolist(), newest.x, newest.arm.tolist(), newest.reward.tolist(), strict=True):
+                self._keep(*row)
+
+    def _keep(self, id: int, unit: Floats, arm: int, reward: float) -> None:
+        at = self._at.get(id)
+        if at is None:
+            at, self._next = self._next, (self._next + 1) % len(self._x)
+            if at == self._count:
+                self._count += 1
+            else:
+                del self._at[int(self._id[at])]
+            self._id[at], self._at[id] = id, at
+        self._x[at], self._arm[at], self._reward[at] = unit, arm, reward
+
+    def forget_arm(self, row: int) -> None:
+        """Drop what an arm earned: its row may get another one."""
+        with self._lock:
+            order = (self._next + np.arange(self._count)) % self._count if self._count == len(self._x) else np.arange(self._count)
+            kept: npt.NDArray[np.int64] = order[self._arm[order] != row]
+            self._count, self._next = len(kept), len(kept) % len(self._x)
+            self._x[: len(kept)], self._arm[: len(kept)], self._reward[: len(kept)] = self._x[kept], self._arm[kept], self._reward[kept]
+            self._id[: len(kept)] = self._id[kept]
+            self._at = {id: at for at, id in enumerate(self._id[: len(kept)].tolist())}
