@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import Clusters, unit
 
-from sona import Router, SqliteStore
+from sona import Adapter, Instant, Router, SqliteStore
 from sona.errors import SonaValueError
+from sona.loops._policy import Policy
 from sona.loops.replay import Rows
 from sona.loops.retrieval import NEIGHBOURS, PRIOR
 from sona.patterns import retrieval_prior
@@ -30,7 +31,7 @@ def expectations(router: Router, memory: Memory, x: Any, pi: Any, names: tuple[A
     place = {name: at for at, name in enumerate(router.arms)}
     full = np.zeros(len(place))
     full[[place[name] for name in names]] = pi
-    known = [(row, place[arm], reward) for row, arm, reward in memory.values() if arm in place]
+    known = [(row, place[arm], reward) for row, arm, reward in reversed(memory.values()) if arm in place]
     rows = np.array([row for row, _, _ in known], np.float32).reshape(-1, policy.dim)
     arms, rewards = np.array([arm for _, arm, _ in known], np.int64), np.array([reward for _, _, reward in known])
     # c: the success rate of the best arm, shrunk towards that of all, or of all
@@ -85,6 +86,20 @@ def test_it_learns_an_exception_from_one_neighbour() -> None:
     assert router.predict(x[None])[0] == 0  # the learner alone
 
 
+def test_of_equal_requests_the_newest_count() -> None:
+    """Also where more of them are kept than are asked, and after the memory has gone round."""
+    router = make_router(arms=np.eye(3, 8), p0=1e-6, rows=25)
+    x = unit([1, 0.8, 0, 0, 0, 0, 0, 0])
+    assert router._retrieval is not None
+    for t in range(80):
+        arm, reward = t // 15 % 3, float(t // 15 % 2)
+        router.feedback(router.route(x, [arm]).id, reward)
+        recent = [(at // 15 % 3, float(at // 15 % 2)) for at in range(max(0, t - 9), t + 1)]
+        earned, seen = router._retrieval.evidence(x.astype(np.float32))
+        assert earned == pytest.approx([sum(r for a, r in recent if a == k) for k in range(3)], abs=1e-5)
+        assert seen == pytest.approx([sum(a == k for a, _ in recent) for k in range(3)], abs=1e-5)
+
+
 def test_own_and_propensity_say_what_the_learner_and_the_guard_did() -> None:
     """`own` is whether the learner alone would have chosen it; the guard draws among blend, frozen model and older copy."""
     world = Clusters(5, dim=DIM, rough=4.0)
@@ -124,6 +139,34 @@ def test_a_memory_of_what_is_no_longer_so_does_not_hold_the_router() -> None:
     assert np.mean(right_arm[-1000:]) > 0.9
 
 
+def test_a_trial_leaves_out_what_neighbours_overrule() -> None:
+    """There the candidate would be overruled as well: nothing is drawn, and the decision does not count."""
+    router = make_router(arms=np.eye(3, 8), p0=1e-6)
+    policy = router._policy
+    candidate = Policy(Adapter(8, rank=8), Instant(8, None, 0.3, "identity"), guard=False)
+    candidate.take_arms(policy)
+    x = unit([1, 0.8, 0, 0, 0, 0, 0, 0])
+    for _ in range(20):  # it has learned that arm 2 is right here, and nothing elsewhere
+        candidate.learn_logged(x, 2, 1.0)
+        candidate.learn_logged(x, 0, 0.0)
+    judge = Judge()
+    policy.contest(candidate, 0.5, 1, judge)
+    assert {candidate.predict(x[None])[0], router.predict(x[None])[0]} == {0, 2}
+    before = [router.route(x) for _ in range(40)]
+    assert {d.arm for d in before} == {0, 2}
+    for d in before:
+        router.feedback(d.id, 0.0)
+    assert len(judge.seen) == 40
+    for _ in range(10):
+        router.feedback(router.route(x, [1]).id, 1.0)
+    judge.seen.clear()
+    for _ in range(40):
+        d = router.route(x)
+        assert (d.arm, d.propensity) == (1, 1.0)
+        router.feedback(d.id, 1.0)
+    assert judge.seen == []
+
+
 def test_off_is_the_router_as_it_was_and_disabled_is_the_frozen_model(monkeypatch: pytest.MonkeyPatch) -> None:
     served = []
     for rows in (0, 50):
@@ -150,6 +193,16 @@ def test_a_batch_is_as_many_requests() -> None:
         for a, b in zip(singly, together, strict=True):
             one.feedback(a.id, float(a.index == 2))
             many.feedback(b.id, float(b.index == 2))
+
+
+class Judge:
+    """What a trial is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def record(self, *told: Any) -> None:
+        self.seen.append(told)
 
 
 # ---- arms, restarts ----

@@ -322,6 +322,45 @@ static void test_pool(void) {
   destroy(explorer);
 }
 
+/* Similar decisions overrule the learner where they earned more than it expects; what is recorded as its own stays its own. */
+static void test_evidence(void) {
+  setup s = make(SONA_GREEDY, 1, SONA_IDENTITY);
+  float x[DIM], probability[ARMS], earned[ARMS] = {0}, seen[ARMS] = {0};
+  const sona_evidence evidence = {earned, seen, 2};
+  sona_decision d;
+  unit(x);
+  CHECK_EQ(sona_policy_route(s.policy, x, NULL, 0, probability, &d), SONA_OK);
+  const int32_t own = d.arm, other = (own + 1) % ARMS;
+  CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, NULL, 0, probability, &d), SONA_OK);
+  CHECK(d.arm == own && d.own && d.agreed); /* nothing was seen: the learner's own choice */
+
+  /* (2 c pi + earned) / (2 + seen), with c = 1 before any reward */
+  seen[other] = 10;
+  earned[other] = 11.9f * probability[own] - 2 * probability[other];
+  CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, NULL, 0, probability, &d), SONA_OK);
+  CHECK_EQ(d.arm, own);
+  earned[other] = 12.1f * probability[own] - 2 * probability[other];
+  int shown = 0;
+  for (int t = 0; t < 200; t++) { /* the guard draws between the proposal and the frozen model, which is the learner's own choice here */
+    CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, NULL, 0, probability, &d), SONA_OK);
+    CHECK(!d.agreed && d.own == (d.arm == own) && d.chance[SONA_CURRENT] == (d.arm == other) && d.chance[SONA_FROZEN] == (d.arm == own));
+    double weight[SONA_GUARD_MODELS];
+    const sona_policy_state state = sona_policy_get_state(s.policy);
+    sona_guard_weights(&state.guard, weight);
+    CHECK_NEAR(d.propensity, weight[d.arm == other ? SONA_CURRENT : SONA_FROZEN], 1e-6);
+    shown += d.arm == other;
+  }
+  CHECK(shown > 50 && shown < 200);
+
+  const int32_t without[2] = {own, (own + 2) % ARMS};
+  CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, without, 2, probability, &d), SONA_OK);
+  CHECK_EQ(d.arm, own);
+  sona_policy_set_enabled(s.policy, 0);
+  CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, NULL, 0, probability, &d), SONA_OK);
+  CHECK(d.arm == own && d.propensity == 1);
+  destroy(s);
+}
+
 static void test_pending(void) {
   sona_pending *p = NULL;
   CHECK_EQ(sona_pending_create(0, DIM, 0, &p), SONA_EINVAL);
@@ -359,6 +398,7 @@ int main(void) {
   test_rival(0);
   test_rival(1);
   test_pool();
+  test_evidence();
   test_pending();
   return check_done("policy");
 }
