@@ -22,13 +22,15 @@ import numpy as np
 from streams import Stream, make
 
 from sona import Router
+from sona.demo.world import make_world
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.patterns import RequestPatterns
 from sona.loops.replay import Mark, Replay, Rows
-from sona.patterns import PatternConfig
+from sona.patterns import PatternConfig, ReasoningBank
 
 EVERY = 500  # requests between cycles
 ROUNDS = 5
+LONG = 100_000  # trajectories
 STREAMS = (
     "digits:few:c",
     "digits:shift:c",
@@ -53,12 +55,12 @@ class Row:
     met: bool | None = None
 
 
-def learned(count: int, dim: int, arms: int = 20, clusters: int = 50) -> Router:
+def learned(count: int, dim: int, arms: int = 20, clusters: int = 50, window: int = 4000) -> Router:
     """A router that has seen `count` requests from 50 clusters; the right arm of each cluster is random."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((clusters, dim))
     right = rng.integers(arms, size=clusters)
-    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=dim, k_clusters=clusters))
+    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=dim, k_clusters=clusters), replay_rows=window)
     router = Router(rng.standard_normal((arms, dim)).astype(np.float32), background=config, precondition="identity")
     for k in rng.integers(clusters, size=count):
         decision = router.route((centres[k] + 0.5 * rng.standard_normal(dim)).astype(np.float32))
@@ -107,6 +109,57 @@ def times() -> list[Row]:
     return found
 
 
+def patterns() -> list[Row]:
+    """Patterns of a router that serves for long, of the demo's stream, and of scikit-learn."""
+    found, per = [], {}
+    router = learned(0, 256, window=1000)
+    loop, rng = router.engine.loop_b, np.random.default_rng(1)
+    centres = rng.standard_normal((50, 256)).astype(np.float32)
+    assert loop.window is not None
+    for count in range(1000, LONG + 1, 1000):
+        for k in rng.integers(50, size=1000):
+            decision = router.route(centres[k] + 0.5 * rng.standard_normal(256).astype(np.float32))
+            router.feedback(decision.id, float(decision.index == k % 20))
+        start = process_time()
+        loop.patterns.take(loop.patterns.learn(loop.window.newest()))
+        per[count] = process_time() - start  # s a thousand, ms each
+    early, late = median(list(per.values())[:10]), median(list(per.values())[-10:])
+    setting = f"cycle each 1000, d=256, first 10 and last 10 of {LONG // 1000}"
+    figure = f"{1000 * early:.0f} and {1000 * late:.0f} us"
+    found.append(Row("patterns, cost a trajectory", setting, figure, "within 1.2x", late <= 1.2 * early))
+
+    for seed in range(3):
+        world = make_world("shift", seed)
+        router = Router(world.arms, seed=seed)
+        for row in world.rows(0, 3000):
+            decision = router.route(world.x[row])
+            router.feedback(decision.id, float(decision.index == world.y[row]))
+        router.background_learn()
+        quality = mean(match.quality for match in router.engine.find_patterns(world.x[0], 1000))
+        found.append(
+            Row("mean quality of patterns", f"demo stream shift, 3000 rounds, seed {seed}", f"{quality:.2f}", "> 0.7", quality > 0.7)
+        )
+    ratio = median(inertia(seed) for seed in range(10))
+    found.append(Row("inertia over scikit-learn's", "600 rows, d=32, k=30, median of 10", f"{ratio:.3f}", "<= 1.01", ratio <= 1.01))
+    return found
+
+
+def inertia(seed: int) -> float:
+    """Of a bank's clusters, over the median of five runs of KMeans on the same weighted unit vectors."""
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(seed)
+    x = np.repeat(rng.standard_normal((60, 32)), 10, axis=0) + 0.5 * rng.standard_normal((600, 32))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    quality = rng.uniform(size=600)
+    bank = ReasoningBank(PatternConfig(embedding_dim=32, k_clusters=30, min_cluster_size=1, merge_similarity=1.0, seed=seed))
+    bank.replace(x, quality)
+    centroids = np.stack([pattern.centroid for pattern in bank.extract_patterns()])
+    own = quality @ ((x[:, None] - centroids) ** 2).sum(axis=2).min(axis=1)
+    peers = [KMeans(30, n_init=1, random_state=state).fit(x, sample_weight=quality).inertia_ for state in range(5)]
+    return float(own / median(peers))
+
+
 def regret(stream: Stream, cycles: Cycles) -> tuple[float, int, int]:
     """(regret, candidates, candidates served)"""
     router = Router(stream.arms, seed=stream.seed, background=BackgroundLoopConfig(trial=cycles == "trials"))
@@ -151,7 +204,7 @@ def main() -> int:
     parser.add_argument("--streams", nargs="*", default=list(STREAMS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     options = parser.parse_args()
-    rows = times() + regrets(options.streams, options.seeds)
+    rows = times() + patterns() + regrets(options.streams, options.seeds)
     lines = [("what", "setting", "figure", "target", "met")]
     lines += [(r.what, r.setting, r.figure, r.target, {True: "yes", False: "NO", None: ""}[r.met]) for r in rows]
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]
