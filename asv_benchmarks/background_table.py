@@ -60,7 +60,7 @@ def learned(count: int, dim: int, arms: int = 20, clusters: int = 50, window: in
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((clusters, dim))
     right = rng.integers(arms, size=clusters)
-    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=dim, k_clusters=clusters), replay_rows=window)
+    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=dim, k_clusters=clusters), replay_rows=window, trial=False)
     router = Router(rng.standard_normal((arms, dim)).astype(np.float32), background=config, precondition="identity")
     for k in rng.integers(clusters, size=count):
         decision = router.route((centres[k] + 0.5 * rng.standard_normal(dim)).astype(np.float32))

@@ -26,7 +26,8 @@ ONCE = tuple(f"digits:{name}:T=1290" for name in ("few:c", "shift:c", "rand:c", 
 STREAMS = (
     *ONCE,
     *("digits:few:c", "digits:shift:c", "digits:rand:c", "digits:few:r5", "digits:few:f20"),
-    *("trec6:few:c", "trec6:few:r5", "trec6:few:f20", "ng20:few:c"),
+    *("digits:shift:r5", "digits:few:r2", "digits:few:r05", "digits:few:c:optimal", "digits:few:r5:optimal"),
+    *("trec6:few:c", "trec6:few:r5", "trec6:few:f20", "ng20:few:c", "ng20:few:r5"),
 )
 
 

@@ -38,7 +38,7 @@ def expectations(router: Router, memory: Memory, x: Any, pi: Any, names: tuple[A
     everywhere = policy.instant.confidence
     calibration = policy.state()["arm_calibration"]
     confidence = max([everywhere, *(min(1.0, (r + 30 * everywhere) / (q + 30)) for r, q, _ in calibration)])
-    blend = retrieval_prior(x, rows, arms, rewards, confidence * full, neighbours=NEIGHBOURS, kappa=PRIOR)
+    blend = retrieval_prior(x, rows, arms, rewards, confidence * full, neighbours=NEIGHBOURS, kappa=PRIOR / confidence)
     costs = dict(zip(router.arms, policy.costs(), strict=True))
     return np.array([blend[place[name]] - costs[name] for name in names])
 

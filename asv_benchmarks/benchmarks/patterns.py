@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sona import Router
 from sona.patterns import ExactIndex, PatternConfig, ReasoningBank, Transitions
 
 
@@ -25,6 +26,9 @@ class Bank:
 
     def time_extract_patterns(self, n):
         self.bank.extract_patterns()
+
+    def time_replace(self, n):
+        self.bank.replace(self.x, 0.5, arm=0, reward=0.5)
 
     def time_verdicts(self, n):
         self.bank.verdicts()
@@ -54,6 +58,22 @@ class Search:
 
     def time_search_10(self, n):
         self.index.search(self.x, 10)
+
+
+class Retrieval:
+    params = ([0, 1_000, 4_000],)
+    param_names = ("rows",)
+
+    def setup(self, rows):
+        rng = np.random.default_rng(0)
+        self.router = Router(rng.normal(size=(20, 384)).astype(np.float32), retrieval=rows)
+        self.x = rng.normal(size=(max(rows, 100), 384)).astype(np.float32)
+        for x in self.x:
+            self.router.feedback(self.router.route(x).id, float(rng.integers(2)))
+
+    def time_100_routes(self, rows):
+        for x in self.x[:100]:
+            self.router.route(x)
 
 
 class Sequence:

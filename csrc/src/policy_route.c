@@ -99,12 +99,12 @@ static int candidates_alive(const sona_policy *p, const int32_t *candidates, siz
 /* Expected reward where similar decisions are asked beside the learner, less the cost; a tie goes to the first. */
 static int64_t choice_beside(const sona_policy *p, const sona_evidence *evidence, const int32_t *candidates, size_t count, const float *pi,
                              int64_t own) {
-  const float expected = evidence->prior * sona_policy_confidence(p);
+  const float beside = evidence->prior / fmaxf(sona_policy_confidence(p), 0.01f);
   float top = -INFINITY;
   for (size_t i = 0; i < count; i++) {
     if (p->current[i] == -INFINITY) continue;
     const size_t row = candidates ? (size_t)candidates[i] : i;
-    const float utility = (expected * pi[i] + evidence->earned[row]) / (evidence->prior + evidence->seen[row]) - p->cost[row];
+    const float utility = (evidence->prior * pi[i] + evidence->earned[row]) / (beside + evidence->seen[row]) - p->cost[row];
     if (utility > top) {
       top = utility;
       own = (int64_t)i;

@@ -334,7 +334,7 @@ static void test_evidence(void) {
   CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, NULL, 0, probability, &d), SONA_OK);
   CHECK(d.arm == own && d.own && d.agreed); /* nothing was seen: the learner's own choice */
 
-  /* (2 c pi + earned) / (2 + seen), with c = 1 before any reward */
+  /* (2 pi + earned) / (2 / c + seen), with c = 1 before any reward */
   seen[other] = 10;
   earned[other] = 11.9f * probability[own] - 2 * probability[other];
   CHECK_EQ(sona_policy_route_beside(s.policy, &evidence, x, NULL, 0, probability, &d), SONA_OK);

@@ -16,13 +16,13 @@ from sona.patterns.pattern import unit_rows
 
 # Swept on seeds 0 to 4 of 13 streams, 5 to 30 neighbours and a prior of 1 to 5: the pair at which none of them became worse.
 NEIGHBOURS = 10
-PRIOR = 2.0  # weight of the learner's own expectation; a decision for the same x weighs 1
+PRIOR = 2.0  # successes that the learner's own expectation counts for: where they are rare, a lucky neighbour says little
 
 
 class Retrieval:
     """
-    A greedy policy's choice among expectations: (PRIOR c pi_a + sum w r [arm = a]) / (PRIOR + sum w [arm = a]), less the cost, over the ten
-    rewarded decisions with the most similar x; w = cos^2, and c pi_a is what the learner expects.
+    A greedy policy's choice among expectations: (PRIOR pi_a + sum w r [arm = a]) / (PRIOR / c + sum w [arm = a]), less the cost, over the
+    ten rewarded decisions with the most similar x; w = cos^2, and c pi_a is what the learner expects.
 
     Parameters
     ----------

@@ -123,12 +123,12 @@ sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t
 /* What similar decisions earned, by row: sums of w r and of w, which says how similar. */
 typedef struct sona_evidence {
   const float *earned, *seen; /* (rows), >= 0 */
-  float prior;                /* > 0: the w that the learner's own expectation has beside them */
+  float prior;                /* > 0: successes of a confident choice that the learner's own expectation counts for */
 } sona_evidence;
 
 /* sona_policy_route of a learner that proposes, in place of its own first choice, the arm with the largest
- * (prior c pi + earned) / (prior + seen) - cost.  decision->own still speaks of its own choice, chance and propensity of what was proposed.
- * Exploration and a disabled policy leave the evidence aside; NULL is none. */
+ * (prior pi + earned) / (prior / c + seen) - cost.  decision->own still speaks of its own choice, chance and propensity of what was
+ * proposed. Exploration and a disabled policy leave the evidence aside; NULL is none. */
 sona_status sona_policy_route_beside(sona_policy *policy, const sona_evidence *evidence, const float *x, const int32_t *candidates,
                                      size_t count, float *probability, sona_decision *decision);
 
