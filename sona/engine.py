@@ -354,7 +354,8 @@ class SonaEngine:
         )
         if kept.verdict == "accept":
             return self._serve(kept)
-        if kept.verdict == "undecided" and self.loop_b.config.trial and self._tries():
+        config = self.loop_b.config
+        if kept.verdict == "undecided" and config.trial and config.serve == "accepted" and self._tries():
             self._begin_trial(kept, proposal.level)
         return kept
 

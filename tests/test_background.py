@@ -14,6 +14,7 @@ from sona.config import SonaConfig
 from sona.errors import SonaCorruptError, SonaError, SonaStoreError, SonaValueError
 from sona.loops import background
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
+from sona.loops.gate import GateConfig
 from sona.loops.replay import Mark, Replay, Rows
 from sona.loops.ruling import Ruling
 from sona.patterns import PatternConfig, ReasoningBank
@@ -94,6 +95,7 @@ def test_defaults_are_the_roadmaps_but_for_the_rate() -> None:
         {"least_propensity": 0.6},
         {"base_lora_lr": 1.5},
         {"extraction_interval": -1.0},
+        {"serve": "always"},
         {"seed": -1},
     ],
 )
@@ -145,7 +147,7 @@ def test_a_cycle_finds_the_clusters_and_proposes_a_candidate_that_changes_nothin
     assert router.engine.publish(result.version).published
 
 
-def test_a_candidate_is_the_mark_then_what_is_older_then_what_was_held_out(world: Clusters) -> None:
+def test_what_is_kept_has_learned_all_rows_from_the_mark_on_in_one_order(world: Clusters) -> None:
     router = make_router(world)
     serve(router, world, 400)
     loop, config = router.engine.loop_b, router.engine.loop_b.config
@@ -155,14 +157,17 @@ def test_a_candidate_is_the_mark_then_what_is_older_then_what_was_held_out(world
     mark, fresh = loop._split(rows)
     replay = Replay(router.engine.policy, mark)
     options: dict[str, Any] = {"passes": config.passes, "step": config.base_lora_lr, "seed": (config.seed, 0)}
-    want = replay.run(rows.take(fresh), replay.run(rows.take(~fresh), **options), **options)
+    want = replay.run(rows.take(~fresh).joined(rows.take(fresh)), **options)
     result = router.background_learn()
     assert result.version is not None
     assert result.version.factors.to_bytes() == want.to_bytes()
 
 
-def test_no_decision_is_replayed_twice_and_none_that_judges(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_decision_is_replayed_twice_in_a_pass_and_none_that_judges_before_it_has_judged(
+    world: Clusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router = make_router(world)
+    loop = router.engine.loop_b
     real, seen = Replay.run, []
 
     def spied(self: Replay, rows: Rows, *args: Any, **options: Any) -> Factors:
@@ -174,9 +179,15 @@ def test_no_decision_is_replayed_twice_and_none_that_judges(world: Clusters, mon
         serve(router, world, 200)
         seen.clear()
         router.background_learn()
-        older, held_out = seen
-        assert len(set(older)) == len(older)
-        assert not set(older) & set(held_out)
+        judged, kept = seen
+        assert len(set(judged)) == len(judged)
+        assert len(set(kept)) == len(kept)
+        assert loop.window is not None
+        rows = loop.window.newest()
+        fresh = set(kept) - set(judged)
+        assert fresh
+        assert min(fresh) > max(judged)
+        assert sorted(kept) == rows.id.tolist()
 
 
 def test_an_accepted_candidate_is_served_and_can_be_rolled_back(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +214,116 @@ def test_a_rejected_candidate_is_kept_for_inspection(world: Clusters, monkeypatc
     assert result.version is not None
     assert not result.version.published
     assert router.engine.adapters[0].down.tobytes() == before
+
+
+# ---- remembered tasks, and candidates that are served without a duel ----
+
+
+def two_tasks(world: Clusters, config: BackgroundLoopConfig, tolerance: float | None = None) -> Router:
+    """A router that has learned the even clusters, then the odd ones, with a cycle in between and none at the end."""
+    router = make_router(world, config=config)
+    for task in (0, 1):
+        router.engine.loop_b.start_task(f"task {task}", tolerance)
+        for _ in range(300):
+            x, k = world.draw()
+            while k % 2 != task:
+                x, k = world.draw()
+            d = router.route(x)
+            router.feedback(d.id, float(d.arm == k))
+        if task == 0:
+            router.background_learn()
+    return router
+
+
+def settings(**options: Any) -> BackgroundLoopConfig:
+    return BackgroundLoopConfig(patterns=SMALL.patterns, min_trajectories=50, **options)
+
+
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates know nothing, and the screen does not mind."""
+    nothing = np.zeros((0, 20), np.float32)
+    monkeypatch.setattr(Replay, "run", lambda self, *_, **__: Factors(nothing, nothing, nothing[:, 0]))
+    monkeypatch.setattr(background, "screen", lambda *_, **__: Ruling("undecided", "passed", {"n": 100, "z": 0.0}))
+
+
+def test_a_candidate_that_forgets_a_task_is_rejected_and_names_it(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = two_tasks(world, settings(serve="screened"))
+    forgetful(monkeypatch)
+    result = router.background_learn()
+    assert result.verdict == "reject"
+    assert "forgets" in result.reason
+    assert "'task 0'" in result.reason
+    assert result.version is not None
+    assert not result.version.published
+    about = result.version.metrics["task task 0"]
+    assert about["n"] == 200
+    assert about["loss"] > about["tolerance"] == 0.05
+
+
+def test_a_tolerance_is_that_of_its_task(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = two_tasks(world, settings(serve="screened"), tolerance=0.99)
+    forgetful(monkeypatch)
+    assert router.background_learn().verdict == "accept"
+    with pytest.raises(SonaValueError, match="tolerance"):
+        router.engine.loop_b.start_task("task 2", 1.5)
+
+
+def test_the_tolerance_of_the_gate_is_that_of_all_other_tasks(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = two_tasks(world, settings(serve="screened", gate=GateConfig(task_tolerance=0.99)))
+    forgetful(monkeypatch)
+    assert router.background_learn().verdict == "accept"
+
+
+def test_few_rows_of_a_task_say_nothing(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = two_tasks(world, settings(serve="screened", reservoir_rows=background.TASK_ROWS - 1))
+    forgetful(monkeypatch)
+    result = router.background_learn()
+    assert result.version is not None
+    assert not [name for name in result.version.metrics if name.startswith("task")]
+
+
+def test_what_passes_is_served_without_a_duel_where_that_is_asked_for(world: Clusters) -> None:
+    router = make_router(world, config=settings(serve="screened"), guard=True)
+    serve(router, world)
+    result = router.background_learn()
+    assert result.verdict == "accept"
+    assert result.reason.startswith("no duel was asked for: passed the screen")
+    assert result.version is not None
+    assert result.version.published
+    assert router.engine.trial is None
+    assert Factors.of(router.engine.adapters[0]).to_bytes() == result.version.factors.to_bytes()
+
+
+def test_what_could_not_be_screened_is_neither_served_nor_tried(world: Clusters) -> None:
+    router = make_router(world, config=settings(serve="screened"))
+    serve(router, world, 120)
+    result = router.background_learn()
+    assert result.verdict == "undecided"
+    assert "too few rows to screen" in result.reason
+    assert router.engine.trial is None
+
+
+def test_what_the_screen_rejects_is_not_served_either(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    reject_everything(monkeypatch)
+    router = make_router(world, config=settings(serve="screened"))
+    serve(router, world)
+    assert router.background_learn().verdict == "reject"
+
+
+def test_served_candidates_keep_more_of_an_earlier_task() -> None:
+    def kept(cycles: bool) -> float:
+        found = []
+        for seed in range(4):
+            world = Clusters(seed, noise=1.0)
+            router = two_tasks(world, settings(serve="screened"))
+            if cycles:
+                assert router.background_learn().verdict is not None
+            rows = [world.draw() for _ in range(2000)]
+            even = np.array([k % 2 == 0 for _, k in rows])
+            found.append((router.predict(np.stack([x for x, _ in rows])) == [k for _, k in rows])[even].mean())
+        return float(np.mean(found))
+
+    assert kept(True) > kept(False) + 0.02
 
 
 def test_the_screen_rejects_what_learned_from_inverted_rewards() -> None:

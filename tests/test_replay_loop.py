@@ -364,3 +364,18 @@ def test_tasks_are_bounded_and_come_back() -> None:
     tasks.begin("task7")  # goes on
     assert list(tasks.kept)[-1] == "task7"
     assert tasks.kept["task7"].seen == 100
+
+
+def test_a_task_keeps_its_tolerance_and_the_stricter_one_stays_when_two_merge() -> None:
+    tasks = Tasks(20)
+    tasks.begin("a", 0.1)
+    tasks.begin("b", 0.3)
+    tasks.begin("a")
+    assert [each.tolerance for each in tasks.kept.values()] == [0.3, 0.1]
+    for n in range(MAX_TASKS - 1):
+        tasks.begin(f"more {n}")
+    assert next(iter(tasks.kept.values())).tolerance == 0.1
+    again = Tasks.restore(tasks.state())
+    assert again.state() == tasks.state()
+    before = {"size": 20, "tasks": [["a", 3, [1, 2, 3]]]}  # as it was written before tasks had one
+    assert Tasks.restore(before).kept["a"].tolerance is None

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sona.adapters import Factors, Version
 from sona.errors import SonaValueError
 from sona.loops._policy import Policy
-from sona.loops.gate import GateConfig
+from sona.loops.gate import GateConfig, remembered
 from sona.loops.journal import Journal
 from sona.loops.logged import logged_duel
 from sona.loops.patterns import RequestPatterns
@@ -30,6 +30,9 @@ MARKS = 16
 MARK_EVERY = (64, 256)  # rewards between marks: a fortieth of what is learned, within these
 HELD_OUT = 0.2  # of the window: the newest rows are not replayed, and judge
 GUARD_FLOOR = 0.002  # least propensity that a router's guard draws with
+TASK_ROWS = 30  # fewer rows of a task say nothing about it
+
+Serve = Literal["accepted", "screened"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +56,13 @@ class BackgroundLoopConfig:
     least_propensity : float
         Below it a logged draw says nothing to the duel, which its inverse bounds the stakes of: declare what your exploration guarantees.
         At the default, the floor of the router's guard, thousands of held out decisions decide nothing.
+    serve : {"accepted", "screened"}
+        Which candidates are put in service. "accepted": those that a duel accepts. "screened": all that the screen and every remembered
+        task let pass, without a duel or a trial: right where rewards are clean, wrong where they are noisy, see docs/background.md.
     trial : bool
-        Put undecided candidates of a greedy policy on trial.
+        Put undecided candidates of a greedy policy on trial; not with serve="screened".
     gate : GateConfig, optional
-        Of the trial.
+        Of the trial, and what a remembered task may lose.
     patterns : PatternConfig, optional
         Of the bank; its `embedding_dim` must be that of the engine.
     seed : int
@@ -74,12 +80,15 @@ class BackgroundLoopConfig:
     replay_rows: int = 4000
     reservoir_rows: int = 200
     least_propensity: float = GUARD_FLOOR
+    serve: Serve = "accepted"
     trial: bool = True
     gate: GateConfig | None = None
     patterns: PatternConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.serve not in ("accepted", "screened"):
+            raise SonaValueError(f"serve: expected 'accepted' or 'screened', got {self.serve!r}")
         between("extraction_interval", self.extraction_interval, 0, float("inf"))
         between("base_lora_lr", self.base_lora_lr, 0, 1 + 1e-9)
         between("least_propensity", self.least_propensity, 0, 0.5 + 1e-9)
@@ -151,7 +160,9 @@ class BackgroundLoop:
     the window, replays what is older, and compares the result with the mark itself on that fifth. The screen may reject. Only a duel on
     logged propensities may accept, and only where the policy explores: greedy choices, with the guard's draws among three models too, give
     arms that no model proposed no chance, and nobody logged which those were. Passing the screen is not evidence of a gain, see
-    docs/background.md: an undecided candidate is kept as a version and not served. The fifth is replayed into the candidate afterwards.
+    docs/background.md: an undecided candidate is kept as a version and not served. What is kept has replayed the fifth as well, in one
+    order with all other rows: after them it would undo what earlier tasks need. What is served now and what is kept are then compared on
+    the reservoir of each task, and a task that falls by more than its tolerance rejects.
 
     Rewards may be learned from other threads while a cycle runs; those of its last milliseconds are not in the candidate, and the next
     cycle replays them. A second `run_cycle` while one is under way is skipped.
@@ -194,11 +205,17 @@ class BackgroundLoop:
         if self._policy is not None:
             self._marks.append(Mark.of(self._policy))
 
-    def start_task(self, name: str) -> None:
-        """Decisions from now on belong to another task, of which a reservoir of its own is kept."""
+    def start_task(self, name: str, tolerance: float | None = None) -> None:
+        """
+        Decisions from now on belong to another task, of which a reservoir of its own is kept.
+
+        `tolerance` is what a candidate may lose on its rows, in reward between 0 and 1; default that of the gate.
+        """
+        if tolerance is not None:
+            between("tolerance", tolerance, 0, 1)
         if self.window is not None:
             self.window.offer(self.window.newest())
-            self.window.tasks.begin(name)
+            self.window.tasks.begin(name, tolerance)
             self.window.save()
 
     # ---- a cycle ----
@@ -288,10 +305,35 @@ class BackgroundLoop:
         late = Rows.empty(policy.dim)
         if len(fresh) and ruling.verdict != "reject":
             late = Rows.remembered(policy, config.replay_rows, since=int(fresh.id[-1]) + 1)  # learned since the cycle began
-            candidate = replay.run(fresh.joined(late), candidate, passes=config.passes, step=config.base_lora_lr, seed=seed)
+            everything = replayed.joined(fresh).joined(late)
+            candidate = replay.run(everything, passes=config.passes, step=config.base_lora_lr, seed=seed)
+            ruling = self._served(self._remembers(policy, candidate, reservoir, ruling, metrics), metrics)
         window = {"replayed": len(replayed), "reservoir": len(older), "held_out": len(fresh), "late": len(late)}
         window |= {"first_id": int(replayed.id[0]), "last_id": int((fresh if len(fresh) else replayed).id[-1])}
         return Proposal(candidate, ruling, metrics, window, level)
+
+    def _remembers(self, policy: Policy, candidate: Factors, reservoir: Rows, ruling: Ruling, metrics: dict[str, Any]) -> Ruling:
+        """`ruling`, or a rejection where the candidate earns less of a task's remembered rewards than what is served now."""
+        assert self.window is not None
+        now = Replay(policy, max_discard=self._max_discard)
+        (_, theirs), (_, ours) = now.score(reservoir, candidate), now.score(reservoir)
+        allowed = (self.config.gate or GateConfig()).task_tolerance
+        for task, kept in self.window.tasks.kept.items():
+            of = np.isin(reservoir.id, np.array(kept.ids, np.uint64))
+            if of.sum() < TASK_ROWS:
+                continue
+            arm, reward = reservoir.arm[of], reservoir.reward[of]
+            tolerance = allowed if kept.tolerance is None else kept.tolerance
+            found = remembered(task, reward * (theirs[of] == arm), reward * (ours[of] == arm), tolerance)
+            metrics[f"task {task}"] = dict(found.evidence)
+            ruling = found if found.verdict == "reject" and ruling.verdict != "reject" else ruling
+        return ruling
+
+    def _served(self, ruling: Ruling, metrics: dict[str, Any]) -> Ruling:
+        """`ruling`, or an acceptance of what the screen had enough rows for and let pass, where the configuration asks for no more."""
+        if self.config.serve != "screened" or ruling.verdict != "undecided" or "z" not in metrics["screen"]:
+            return ruling
+        return Ruling("accept", f"no duel was asked for: {ruling.reason}", ruling.evidence)
 
     def _judge(self, replay: Replay, candidate: Factors, fresh: Rows, level: float, *, explored: bool) -> tuple[Ruling, dict[str, Any]]:
         if not len(fresh):

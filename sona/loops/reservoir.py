@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sona.loops.ruling import at_least
+from sona.loops.ruling import at_least, between
 
 MAX_TASKS = 10  # the two oldest merge, as those of EWC do
 
@@ -16,12 +16,13 @@ class Reservoir:
     """
     At most `size` of the ids that were offered, each with the same probability.
 
-    Ids, not rows: what a store forgets is gone from here as well.
+    Ids, not rows: what a store forgets is gone from here as well. `tolerance` is what a candidate may lose on them; None: as the gate says.
     """
 
     size: int
     seen: int = 0
     ids: list[int] = field(default_factory=list)
+    tolerance: float | None = None
 
     def offer(self, ids: Iterable[int], rng: np.random.Generator) -> None:
         """Each id once."""
@@ -42,7 +43,8 @@ class Reservoir:
             side = side if pools[side] else 1 - side
             chosen.append(pools[side].pop())
             left[side] = max(left[side] - 1, 0)
-        return Reservoir(self.size, self.seen + other.seen, chosen)
+        given = [each.tolerance for each in (self, other) if each.tolerance is not None]
+        return Reservoir(self.size, self.seen + other.seen, chosen, min(given, default=None))
 
 
 class Tasks:
@@ -62,9 +64,11 @@ class Tasks:
         self._rng = np.random.default_rng(seed)
         self.kept: dict[str, Reservoir] = {}
 
-    def begin(self, task: str) -> None:
-        """What is offered from now on belongs to this task; one that was there before goes on."""
+    def begin(self, task: str, tolerance: float | None = None) -> None:
+        """What is offered from now on belongs to this task; one that was there goes on, with its tolerance unless another is given."""
         self.kept[task] = self.kept.pop(task) if task in self.kept else Reservoir(self.size)
+        if tolerance is not None:
+            self.kept[task].tolerance = tolerance
         if len(self.kept) > MAX_TASKS:
             (_, one), (name, two), *rest = self.kept.items()
             self.kept = {name: one.merged(two, self._rng), **dict(rest)}
@@ -82,12 +86,16 @@ class Tasks:
 
     def state(self) -> dict[str, Any]:
         """Everything but the random stream, for JSON."""
-        return {"size": self.size, "tasks": [[name, each.seen, each.ids] for name, each in self.kept.items()]}
+        return {"size": self.size, "tasks": [[name, each.seen, each.ids, each.tolerance] for name, each in self.kept.items()]}
 
     @classmethod
     def restore(cls, state: dict[str, Any], seed: int = 0) -> "Tasks":
         """What `state` was taken from. KeyError, TypeError or ValueError for anything else."""
         tasks = cls(state["size"], seed)
-        for name, seen, ids in state["tasks"]:
-            tasks.kept[str(name)] = Reservoir(tasks.size, at_least("seen", seen, len(ids)), [at_least("id", id, 0) for id in ids])
+        for name, seen, ids, *given in state["tasks"]:  # without a tolerance: from before tasks had one
+            tolerance = given[0] if given else None
+            if tolerance is not None:
+                between("tolerance", tolerance, 0, 1)
+            ids = [at_least("id", id, 0) for id in ids]
+            tasks.kept[str(name)] = Reservoir(tasks.size, at_least("seen", seen, len(ids)), ids, tolerance)
         return tasks
