@@ -96,6 +96,7 @@ class SonaEngine:
         self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants)
         self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
         self._ended: OrderedDict[int, tuple[bytes, list[float | None]]] = OrderedDict()
+        self._ended_bytes = 0  # of their records
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
         self._trial: Trial | None = None
@@ -282,8 +283,9 @@ class SonaEngine:
         else:
             learned = [None] * len(builder)
         self._ended[tid] = (record, learned)
-        if len(self._ended) > self.config.trajectory_capacity:
-            self._ended.popitem(last=False)
+        self._ended_bytes += len(record)
+        while len(self._ended) > self.config.trajectory_capacity or self._ended_bytes > self.config.trajectory_bytes:
+            self._ended_bytes -= len(self._ended.popitem(last=False)[1][0])
         if self.journal is not None:
             self.journal.trajectory(tid, record, unit)
 

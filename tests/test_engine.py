@@ -741,7 +741,7 @@ def test_the_configuration_is_checked(options: dict[str, Any]) -> None:
 def test_presets_are_configurations(preset: str) -> None:
     config = getattr(SonaConfig, preset)(hidden_dim=8, p0=0.5)
     assert (config.hidden_dim, config.p0) == (8, 0.5)
-    assert config != SonaConfig(hidden_dim=8, p0=0.5) or preset == "batch"
+    assert config != SonaConfig(hidden_dim=8, p0=0.5)
     assert SonaConfig(**config.as_dict()) == config
     json.dumps(config.as_dict())
     SonaEngine(config).apply(np.ones(8))
