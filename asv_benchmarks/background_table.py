@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from streams import Stream, make
 
-from sona import Router
+from sona import Adapter, Instant, Router
 from sona.demo.world import make_world
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.patterns import RequestPatterns
@@ -160,6 +160,55 @@ def inertia(seed: int) -> float:
     return float(own / median(peers))
 
 
+def recomputed(count: int = 4000, dim: int = 384, arms: int = 20) -> list[Row]:
+    """Scores and directions are computed again from the rows: what that saves, and what it costs."""
+    policy = learned(count, dim, arms).engine.policy
+    assert policy is not None
+    rows, replay = Rows.remembered(policy, count), Replay(policy)
+    stored = rows.nbytes / len(rows)
+    kept = stored + 4 * (dim + arms)  # v and pi as well
+    took = 1e3 * milliseconds(lambda: replay.run(rows)) / len(rows)
+    adapter, instant = Adapter(dim, rank=arms - 1, window=32), Instant(dim, 0.1, 0.3, "identity")
+    v = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
+
+    def steps() -> None:
+        for x, direction in zip(rows.x, v, strict=True):
+            instant.step(adapter, x, direction, 1.0, 0.5)
+
+    alone = 1e3 * milliseconds(steps) / len(rows)
+    setting = f"d={dim}, K={arms}"
+    return [
+        Row("bytes of a remembered row", setting, f"{stored:.0f}, with v and pi stored {kept:.0f}"),
+        Row("replay of a row", setting, f"{took:.1f} us, the step alone with v stored {alone:.1f} us"),
+    ]
+
+
+def sharded(seeds: int) -> list[Row]:
+    """Accuracy on held-out digits after 2000 decisions were replayed in shards, each from the same mark, and reduced."""
+    found = []
+    for name in ("few", "shift", "rand"):
+        accuracy: dict[int, list[float]] = {}
+        for seed in range(seeds):
+            world = make_world(name, seed)  # type: ignore[arg-type]
+            router = Router(world.arms, seed=seed)
+            policy = router.engine.policy
+            assert policy is not None
+            for n, row in enumerate(world.rows(0, 2300)):
+                if n == 300:
+                    mark = Mark.of(policy)
+                decision = router.route(world.x[row])
+                router.feedback(decision.id, float(decision.index == world.y[row]))
+            replay, rows = Replay(policy, mark), Rows.remembered(policy, 2000)
+            held = Rows.of(world.held_x, world.held_y, np.zeros(len(world.held_y)))
+            accuracy.setdefault(0, []).append(float((replay.score(held)[1] == world.held_y).mean()))
+            for shards in (1, 2, 4, 8):
+                kept = replay.run(rows, passes=2, seed=seed, shards=shards)
+                accuracy.setdefault(shards, []).append(float((replay.score(held, kept)[1] == world.held_y).mean()))
+        share = ", ".join(f"{shards or 'mark'}: {mean(values):.3f}" for shards, values in accuracy.items())
+        found.append(Row("held-out accuracy by number of shards", f"digits:{name}, 2000 rows", share))
+    return found
+
+
 def regret(stream: Stream, cycles: Cycles) -> tuple[float, int, int]:
     """(regret, candidates, candidates served)"""
     router = Router(stream.arms, seed=stream.seed, background=BackgroundLoopConfig(trial=cycles == "trials"))
@@ -204,7 +253,7 @@ def main() -> int:
     parser.add_argument("--streams", nargs="*", default=list(STREAMS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     options = parser.parse_args()
-    rows = times() + patterns() + regrets(options.streams, options.seeds)
+    rows = times() + patterns() + recomputed() + sharded(options.seeds) + regrets(options.streams, options.seeds)
     lines = [("what", "setting", "figure", "target", "met")]
     lines += [(r.what, r.setting, r.figure, r.target, {True: "yes", False: "NO", None: ""}[r.met]) for r in rows]
     width = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -457,3 +457,38 @@ def test_a_task_without_samples_cannot_end() -> None:
 def test_dims_are_positive_ints(dims: Any, message: str) -> None:
     with pytest.raises(SonaValueError, match=f"{message}: expected an int of at least 1"):
         LowRankEwc(*dims)
+
+
+# ---- shards ----
+
+
+@given(seeds, st.integers(1, 5), st.integers(0, 200), st.integers(1, 200))
+def test_the_fisher_of_shards_is_that_of_one_pass(seed: int, count: int, first: int, rest: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, g = (10 ** rng.uniform(-2, 2, (first + rest, 1)) * rng.normal(size=(first + rest, d)) for d in (6, 4))
+    whole, merged = LowRankEwc(6, 4), LowRankEwc(6, 4)
+    vector, joined = EwcPlusPlus(6), EwcPlusPlus(6)
+    whole.update_fisher(x, g)
+    vector.update_fisher(x)
+    merged.update_fisher(x[:first], g[:first]) if first else None
+    joined.update_fisher(x[:first]) if first else None
+    for shard in range(count):
+        some, one = LowRankEwc(6, 4), EwcPlusPlus(6)
+        if len(range(first + shard, first + rest, count)):
+            some.update_fisher(x[first + shard :: count], g[first + shard :: count])
+            one.update_fisher(x[first + shard :: count])
+        merged.merge_fisher(some)
+        joined.merge_fisher(one)
+    assert merged.samples == joined.samples == first + rest
+    for got, want in ((merged.inputs, whole.inputs), (merged.outputs, whole.outputs), (joined.fisher, vector.fisher)):
+        np.testing.assert_allclose(got, want, rtol=2e-4, atol=1e-5 * float(want.max()))
+
+
+def test_fisher_estimates_of_other_shapes_do_not_merge() -> None:
+    one, other = LowRankEwc(3, 2), LowRankEwc(2, 3)
+    one.update_fisher(np.ones(3), np.ones(2))
+    other.update_fisher(np.ones(2), np.ones(3))
+    before = one.state()
+    with pytest.raises(SonaValueError, match="merge_fisher: expected estimates of shapes"):
+        one.merge_fisher(other)
+    assert all(np.array_equal(value, before[name]) for name, value in one.state().items())

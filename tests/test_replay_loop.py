@@ -326,6 +326,56 @@ def test_factors_that_are_no_correction_are_refused() -> None:
         Factors(down * np.float32(1e18), down * np.float32(1e18), offset).check(3, "v")
 
 
+# ---- shards ----
+
+
+def shards_of(replay: Replay, rows: Rows, count: int, **options: Any) -> list[Factors]:
+    return [replay.run(rows.take(np.arange(at, len(rows), count)), **options) for at in range(count)]
+
+
+def test_one_shard_is_one_pass_and_the_reduction_of_one_is_itself() -> None:
+    rng = np.random.default_rng(3)
+    policy = make_policy(3)
+    serve(policy, rng, 60)
+    rows, replay = Rows.remembered(policy, 60), Replay(policy)
+    whole = replay.run(rows, passes=2, seed=4)
+    assert replay.run(rows, passes=2, seed=4, shards=1).to_bytes() == whole.to_bytes()
+    assert replay.reduce([whole]).to_bytes() == whole.to_bytes()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5))
+def test_shards_are_replayed_from_one_start_and_their_mean_is_taken_on_the_products(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    policy = make_policy(seed)  # of full rank: nothing is truncated away
+    serve(policy, rng, 40)
+    rows, replay = Rows.remembered(policy, 40), Replay(policy)
+    parts = shards_of(replay, rows, count, passes=2, seed=seed)
+    found = replay.run(rows, passes=2, seed=seed, shards=count)
+    for got, want in zip(dense(found), zip(*map(dense, parts), strict=True), strict=True):
+        mean = np.mean(want, axis=0)
+        np.testing.assert_allclose(got, mean, atol=1e-4 * max(1.0, float(np.abs(mean).max())))
+    assert replay.reduce(parts).to_bytes() == found.to_bytes()
+
+
+def test_reduced_corrections_have_the_rank_of_the_base() -> None:
+    rng = np.random.default_rng(5)
+    policy = make_policy(5, rank=3)
+    serve(policy, rng, 80)
+    replay = Replay(policy, max_discard=0.99)
+    found = replay.run(Rows.remembered(policy, 80), shards=4)
+    assert len(found.down) == policy.adapter.info()["rank"] == 3
+
+
+def test_no_shards_are_refused() -> None:
+    policy = make_policy()
+    serve(policy, np.random.default_rng(0), 5)
+    replay = Replay(policy)
+    with pytest.raises(SonaValueError, match="at least one correction, got none"):
+        replay.reduce([])
+    with pytest.raises(SonaValueError, match="shards: expected an int of at least 1, got 0"):
+        replay.run(Rows.remembered(policy, 5), shards=0)
+
+
 # ---- reservoirs ----
 
 

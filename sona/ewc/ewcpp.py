@@ -234,6 +234,9 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
         if tasks:
             self._sum = tasks[0] if len(tasks) == 1 else self._merge(tasks)
 
+    def _estimates(self) -> tuple[Floats, ...]:
+        return (self._fisher,)
+
     def _merge(self, tasks: Sequence[TaskFisher]) -> TaskFisher:
         """The task whose penalty has the same gradient everywhere."""
         importance = sum(task.importance for task in tasks)

@@ -254,6 +254,9 @@ class LowRankEwc(TaskRing[TaskFactors]):
         checked = coerce(down, (None, self.dim_in), "down")
         return checked, coerce(up, (len(checked), self.dim_out), "up")
 
+    def _estimates(self) -> tuple[Floats, ...]:
+        return self._inputs, self._outputs
+
     def _merge(self, tasks: Sequence[TaskFactors]) -> TaskFactors:
         """
         One task with, of the sum of the Fishers, the sums over rows and over columns, and with the minimiser of the sum of the penalties.

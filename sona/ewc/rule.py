@@ -4,10 +4,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 
+from sona._arrays import Floats
 from sona._fields import finite
 from sona._kernels import Kernels
 from sona.errors import SonaValueError
@@ -150,6 +151,35 @@ class TaskRing(ABC, Generic[Task]):
         """Merge all remembered tasks into one."""
         if len(self._tasks) > 1:
             self._set_tasks((self._merge(self._tasks),))
+
+    def merge_fisher(self, other: Self) -> None:
+        """
+        Take the samples of another shard of the task that is going on into account, as if they had come here.
+
+        The two estimates are averaged in proportion to their samples. That is what one pass over all samples gives, to float32, as long as
+        they are together no more than 1 / (1 - fisher_ema_decay), 1000 by default: so far the estimate is a plain mean. An exponential
+        mean depends on the order, which shards do not have, and there every sample counts alike. `other` is not changed.
+
+        Raises
+        ------
+        SonaValueError
+            Another shape.
+        """
+        mine, theirs = self._estimates(), other._estimates()
+        if [each.shape for each in mine] != [each.shape for each in theirs]:
+            raise SonaValueError(
+                f"merge_fisher: expected estimates of shapes {[each.shape for each in mine]}, got {[each.shape for each in theirs]}"
+            )
+        total = self.samples + other.samples
+        if other.samples:
+            share = np.float32(other.samples / total)
+            for into, each in zip(mine, theirs, strict=True):
+                into += share * (each - into)
+        self.samples = total
+
+    @abstractmethod
+    def _estimates(self) -> tuple[Floats, ...]:
+        """Fisher estimate of the task that is going on; the arrays themselves."""
 
     @abstractmethod
     def _merge(self, tasks: Sequence[Task]) -> Task:

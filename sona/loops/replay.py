@@ -1,6 +1,6 @@
 """Replay: rewarded decisions go through the instant step again, on an adapter that nobody serves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -88,9 +88,13 @@ class Replay:
         step: float = 0.3,
         shuffle: bool = True,
         seed: int | tuple[int, int] = 0,
+        shards: int = 1,
     ) -> Factors:
         """
         Learn the rows and return the correction, truncated to the rank of the base.
+
+        The rows are dealt to the shards in turn, each shard is replayed from `start` by itself, and `reduce` makes one correction of what
+        comes out: with one shard that is the shard's own, bit for bit. Shards may as well be replayed in processes of their own.
 
         Parameters
         ----------
@@ -102,6 +106,7 @@ class Replay:
             Share of the instant step; of rows that were not the serving model's own choice 0.3 of that.
         shuffle : bool
             Another order in each pass, drawn from `seed`; else the order of the rows.
+        shards : int
 
         Raises
         ------
@@ -109,10 +114,34 @@ class Replay:
             Rows of another width or with arms that the policy has not.
         """
         at_least("passes", passes, 1)
+        at_least("shards", shards, 1)
         if not 0 < step <= 1:
             raise SonaValueError(f"step: expected a number in (0, 1], got {step!r}")
         self._check(rows)
-        (self.mark.factors if start is None else start).put(self._adapter)
+        start = self.mark.factors if start is None else start
+        parts = [rows] if shards == 1 else [rows.take(np.arange(at, len(rows), shards)) for at in range(shards)]
+        return self.reduce([self._replayed(part, start, passes, step, shuffle, seed) for part in parts])
+
+    def reduce(self, parts: Sequence[Factors]) -> Factors:
+        """
+        One correction from those of several shards that were replayed from the same start: the mean of the products down^T up, truncated
+        to the rank of the base; of one shard it is that shard's.
+
+        A step depends on the steps before it, so this is not what one pass over all rows would have learned. The mean learns less; the sum
+        of what each shard changed overshoots, see docs/background.md.
+        """
+        if not parts:
+            raise SonaValueError("reduce: expected at least one correction, got none")
+        if len(parts) == 1:
+            return parts[0]
+        share = np.float32(1 / len(parts))
+        down, offset = np.concatenate([part.down for part in parts]), np.concatenate([part.offset for part in parts])
+        Factors(down, share * np.concatenate([part.up for part in parts]), offset).put(self._adapter)
+        self._adapter.truncate()
+        return Factors.of(self._adapter)
+
+    def _replayed(self, rows: Rows, start: Factors, passes: int, step: float, shuffle: bool, seed: int | tuple[int, int]) -> Factors:
+        start.put(self._adapter)
         weight = np.where(rows.own, step, step * OFF_POLICY).astype(np.float32)
         rng = np.random.default_rng(seed)
         for _ in range(passes):
