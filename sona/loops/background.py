@@ -70,7 +70,7 @@ class BackgroundLoopConfig:
     Notes
     -----
     The roadmap's `ewc_lambda` is not here: replay of a reservoir kept more of earlier tasks than any penalty, and a penalty added to it
-    changed nothing. `sona.ewc` has the penalty for adapters that learn without replay.
+    changed nothing or did harm (docs/ewc.md). `sona.ewc` has the penalty for adapters that learn without replay.
     """
 
     extraction_interval: float = 3600.0
