@@ -147,9 +147,13 @@ def test_a_cycle_finds_the_clusters_and_proposes_a_candidate_that_changes_nothin
     assert router.engine.publish(result.version).published
 
 
-def test_what_is_kept_has_learned_all_rows_from_the_mark_on_in_one_order(world: Clusters) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_what_was_held_out_is_learned_last_in_one_task_and_among_all_rows_in_several(world: Clusters, several: bool) -> None:
     router = make_router(world)
-    serve(router, world, 400)
+    serve(router, world, 200)
+    if several:
+        router.engine.loop_b.start_task("another")
+    serve(router, world, 200)
     loop, config = router.engine.loop_b, router.engine.loop_b.config
     assert loop.window is not None
     assert router.engine.policy is not None
@@ -157,7 +161,8 @@ def test_what_is_kept_has_learned_all_rows_from_the_mark_on_in_one_order(world: 
     mark, fresh = loop._split(rows)
     replay = Replay(router.engine.policy, mark)
     options: dict[str, Any] = {"passes": config.passes, "step": config.base_lora_lr, "seed": (config.seed, 0)}
-    want = replay.run(rows.take(~fresh).joined(rows.take(fresh)), **options)
+    old, new = rows.take(~fresh), rows.take(fresh)
+    want = replay.run(old.joined(new), **options) if several else replay.run(new, replay.run(old, **options), **options)
     result = router.background_learn()
     assert result.version is not None
     assert result.version.factors.to_bytes() == want.to_bytes()
@@ -175,11 +180,13 @@ def test_no_decision_is_replayed_twice_in_a_pass_and_none_that_judges_before_it_
         return real(self, rows, *args, **options)
 
     monkeypatch.setattr(Replay, "run", spied)
-    for _ in range(3):
+    for cycle in range(3):
+        loop.start_task(f"task {cycle % 2}")
         serve(router, world, 200)
         seen.clear()
         router.background_learn()
         judged, kept = seen
+        kept = kept if cycle else judged + kept  # of one task: the one after the other
         assert len(set(judged)) == len(judged)
         assert len(set(kept)) == len(kept)
         assert loop.window is not None

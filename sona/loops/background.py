@@ -160,9 +160,10 @@ class BackgroundLoop:
     the window, replays what is older, and compares the result with the mark itself on that fifth. The screen may reject. Only a duel on
     logged propensities may accept, and only where the policy explores: greedy choices, with the guard's draws among three models too, give
     arms that no model proposed no chance, and nobody logged which those were. Passing the screen is not evidence of a gain, see
-    docs/background.md: an undecided candidate is kept as a version and not served. What is kept has replayed the fifth as well, in one
-    order with all other rows: after them it would undo what earlier tasks need. What is served now and what is kept are then compared on
-    the reservoir of each task, and a task that falls by more than its tolerance rejects.
+    docs/background.md: an undecided candidate is kept as a version and not served. What is kept has learned the fifth as well: after the
+    other rows where there is one task, in one order with them where there are several, because the newest rows alone would undo what
+    earlier tasks need. What is served now and what is kept are then compared on the reservoir of each task, and a task that falls by more
+    than its tolerance rejects.
 
     Rewards may be learned from other threads while a cycle runs; those of its last milliseconds are not in the candidate, and the next
     cycle replays them. A second `run_cycle` while one is under way is skipped.
@@ -305,8 +306,9 @@ class BackgroundLoop:
         late = Rows.empty(policy.dim)
         if len(fresh) and ruling.verdict != "reject":
             late = Rows.remembered(policy, config.replay_rows, since=int(fresh.id[-1]) + 1)  # learned since the cycle began
-            everything = replayed.joined(fresh).joined(late)
-            candidate = replay.run(everything, passes=config.passes, step=config.base_lora_lr, seed=seed)
+            several = len(self.window.tasks.kept) > 1
+            rest, start = (replayed.joined(fresh), None) if several else (fresh, candidate)
+            candidate = replay.run(rest.joined(late), start, passes=config.passes, step=config.base_lora_lr, seed=seed)
             ruling = self._served(self._remembers(policy, candidate, reservoir, ruling, metrics), metrics)
         window = {"replayed": len(replayed), "reservoir": len(older), "held_out": len(fresh), "late": len(late)}
         window |= {"first_id": int(replayed.id[0]), "last_id": int((fresh if len(fresh) else replayed).id[-1])}
