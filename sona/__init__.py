@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sona.loops.coordinator import LoopCoordinator
     from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
+    from sona.loops.limits import SourceLimits, SourceReport
     from sona.loops.patterns import PatternMatch
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
     from sona.router import LoggedDecision, Router
@@ -63,6 +64,7 @@ _HOMES = {
     "sona.loops.coordinator": ("LoopCoordinator",),
     "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
+    "sona.loops.limits": ("SourceLimits", "SourceReport"),
     "sona.loops.patterns": ("PatternMatch",),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
     "sona.router": ("LoggedDecision", "Router"),
@@ -116,6 +118,8 @@ __all__ = [
     "SonaValueError",
     "SonaVersionError",
     "SonaWarning",
+    "SourceLimits",
+    "SourceReport",
     "SqliteStore",
     "TaskFactors",
     "TaskFisher",

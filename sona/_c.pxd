@@ -156,7 +156,7 @@ cdef extern from "sona/guard.h" nogil:
     void sona_guard_init(sona_guard *guard, double odds)
     void sona_guard_admit(sona_guard *guard)
     void sona_guard_weights(const sona_guard *guard, double *weight)
-    void sona_guard_update(sona_guard *guard, const float *chance, double propensity, double reward, double expected)
+    void sona_guard_update(sona_guard *guard, const float *chance, double propensity, double reward, double expected, double weight)
 
 # ---- sona/trust.h ----
 cdef extern from "sona/trust.h" nogil:
@@ -242,6 +242,8 @@ cdef extern from "sona/policy.h" nogil:
                                   const sona_decision *decision, float reward, float weight, sona_outcome *outcome, sona_step *step)
     sona_status sona_policy_revise(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
                                    const sona_decision *decision, float reward, sona_outcome *outcome, sona_step *step)
+    sona_status sona_policy_expect(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
+                                   const sona_decision *decision, float *expected)
     int sona_policy_enabled(const sona_policy *policy)
     void sona_policy_set_enabled(sona_policy *policy, int enabled)
     sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial)

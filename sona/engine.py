@@ -28,6 +28,7 @@ from sona.loops.gate import GateConfig
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
 from sona.loops.learner import learned, part, put_learned, put_rows, rows_of
+from sona.loops.limits import SourceLimits, Sources
 from sona.loops.patterns import PatternMatch, RequestPatterns
 from sona.loops.ruling import Ruling
 from sona.loops.trial import Trial
@@ -60,6 +61,8 @@ class SonaEngine:
     policy : callable, optional
         Makes a router's policy over the engine's first layer, before the stored state is read.
     background : BackgroundLoopConfig, optional
+    sources : SourceLimits, optional
+        What a source of a router's rewards may do; None: anything.
 
     Attributes
     ----------
@@ -83,6 +86,7 @@ class SonaEngine:
         model_fingerprint: str | None = None,
         policy: Callable[["SonaEngine"], Policy] | None = None,
         background: BackgroundLoopConfig | None = None,
+        sources: SourceLimits | None = None,
     ) -> None:
         c = self.config = config or SonaConfig()
         self.name = name
@@ -109,6 +113,7 @@ class SonaEngine:
         self.session = self.store.session if self.store is not None else 0
         self._next_id = self.session << 40 | _TRAJECTORY_IDS
         self.policy: Policy | None = None
+        self.sources = Sources(sources)
         self.journal: Journal | None = None
         try:
             if policy is not None:
@@ -316,6 +321,11 @@ class SonaEngine:
         if self.journal is not None:
             self.journal.reward(tid, unit, None)
         return True
+
+    def learn(self, id: int, reward: float, source: str | None) -> bool:
+        """The reward in [0, 1] of a decision of the policy, for what its source counts; see `Sources.learn`."""
+        assert self.policy is not None
+        return self.sources.learn(self.policy, id, reward, source)
 
     # ---- the background loop ----
 
@@ -642,7 +652,7 @@ class SonaEngine:
                 arrays |= {f"partner.{key}": value for key, value in learned(self.policy.partner).items()}
         if self._trial is not None:
             arrays |= {f"trial.{key}": value for key, value in self._trial.state().items()}
-        return arrays
+        return arrays | {f"sources.{key}": value for key, value in self.sources.state().items()}
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what `state` returned, for the same config; nothing changes when it does not fit."""
@@ -666,6 +676,7 @@ class SonaEngine:
             self.policy.restore(policy)
             if self.policy.partner is not None and partner:
                 put_learned(self.policy.partner, partner)
+        self.sources.restore(part(arrays, "sources."))
         self._end_trial()
         if self.policy is not None and trial:
             self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import index
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
@@ -18,6 +18,7 @@ from sona.loops._instant import Instant
 from sona.loops._policy import Decision, Policy
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 from sona.loops.learner import partner_of
+from sona.loops.limits import SourceLimits, SourceReport
 from sona.loops.retrieval import Retrieval
 from sona.loops.ruling import at_least
 
@@ -31,6 +32,7 @@ _REHEARSED = 16
 _REHEARSAL_WINDOW = 4000
 _REHEARSAL_STRENGTH = 0.1
 
+_LIMITS = SourceLimits()
 _LOG_BYTES = 16 << 20  # decisions between two groups that the writer moves to the store
 
 
@@ -108,6 +110,8 @@ class Router:
         Identifies the frozen model; a stored state of another model is refused.
     background : BackgroundLoopConfig, optional
         Of `background_learn`.
+    sources : SourceLimits or None
+        How much the rewards of one source may count, where `feedback` names sources; None: as much as they like.
 
     Attributes
     ----------
@@ -149,6 +153,7 @@ class Router:
         name: str = "default",
         model_fingerprint: str | None = None,
         background: BackgroundLoopConfig | None = None,
+        sources: SourceLimits | None = _LIMITS,
     ) -> None:
         vectors = _arm_vectors(arms, dim, seed)
         _refuse_same_text(vectors)
@@ -198,7 +203,13 @@ class Router:
             return policy
 
         self.engine = SonaEngine(
-            config, store=store, name=name, model_fingerprint=model_fingerprint, policy=make_policy, background=background
+            config,
+            store=store,
+            name=name,
+            model_fingerprint=model_fingerprint,
+            policy=make_policy,
+            background=background,
+            sources=sources,
         )
         assert self.engine.policy is not None
         self._policy: Policy = self.engine.policy
@@ -324,7 +335,7 @@ class Router:
         sync : bool
             Return only when the reward is durable in the store.
         source : str, optional
-            Who reported it; kept with it.
+            Who reported it, up to 255 characters; kept with it. See `sources`.
 
         Returns
         -------
@@ -358,7 +369,7 @@ class Router:
             if self._journal is not None:
                 return self._journal.feedback(id, unit, source, learn=self.engine.enabled)
             if self.engine.enabled:
-                return bool(self._policy.learn(id, unit, source=source))
+                return self.engine.learn(id, unit, source)
             if self._policy.knows(id):
                 return True
         except OverflowError:  # no id of 64 bits
@@ -398,6 +409,14 @@ class Router:
             self._journal.save()
         return count
 
+    def sources(self) -> list[SourceReport]:
+        """
+        Who reported rewards lately and what that counts for, the largest share first; see `SourceLimits`.
+
+        Only rewards that this process has learned, or would have if they counted for something.
+        """
+        return self.engine.sources.report()
+
     # ---- state ----
 
     @property
@@ -427,6 +446,7 @@ class Router:
             "pending_bytes": p.pending_bytes,
             "retrieval_rows": 0 if self._retrieval is None else len(self._retrieval),
             "retrieval_bytes": 0 if self._retrieval is None else self._retrieval.nbytes,
+            "sources": [asdict(each) for each in self.sources()],
             "engine": self.engine.stats(),
         }
 

@@ -28,17 +28,18 @@ void sona_guard_weights(const sona_guard *g, double weight[SONA_GUARD_MODELS]) {
   for (int j = g->models; j < SONA_GUARD_MODELS; j++) weight[j] = 0;
 }
 
-void sona_guard_update(sona_guard *g, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected) {
+void sona_guard_update(sona_guard *g, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected,
+                       double weight) {
   const double mean = g->outcomes > 0 ? g->rewards / g->outcomes : 0.5;
   const double baseline = isfinite(expected) ? expected : mean;
-  double weight[SONA_GUARD_MODELS];
+  double share[SONA_GUARD_MODELS];
   for (int j = 0; j < g->models; j++) {
     const double gain = g->rate * chance[j] * (reward - baseline) / propensity;
-    g->log_weight[j] += fmax(-g->limit, fmin(g->limit, gain));
+    g->log_weight[j] += weight * fmax(-g->limit, fmin(g->limit, gain));
   }
-  softmax(g->log_weight, g->models, weight);
-  for (int j = 0; j < g->models; j++) g->log_weight[j] = log((1 - g->share) * weight[j] + g->share / g->models);
-  g->rewards = MEMORY * g->rewards + reward;
-  g->outcomes = MEMORY * g->outcomes + 1;
+  softmax(g->log_weight, g->models, share);
+  for (int j = 0; j < g->models; j++) g->log_weight[j] = log((1 - g->share) * share[j] + g->share / g->models);
+  g->rewards = MEMORY * g->rewards + weight * reward;
+  g->outcomes = MEMORY * g->outcomes + weight;
   g->updates++;
 }

@@ -66,6 +66,15 @@ static sona_status rescore(sona_policy *p, const float *x, const int32_t *candid
   return SONA_OK;
 }
 
+sona_status sona_policy_expect(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
+                               float *expected) {
+  if (!sona_policy_alive(p, d->arm) || !sona_policy_known_at(p, d->arm, d->version)) return SONA_EINVAL;
+  view v;
+  const sona_status status = rescore(p, x, candidates, count, d, &v);
+  if (!status) *expected = sona_policy_confidence(p) * v.probability;
+  return status;
+}
+
 /* Nothing was ever rewarded: what a confident choice earns is estimated anew, from the belief that it is rewarded. */
 static void expect_anew(sona_policy *p) {
   sona_calibration c = sona_instant_calibration(p->instant);
@@ -125,7 +134,7 @@ sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *can
       .doubt = (float)(after.variance - before.variance),
   };
   if (p->o.guard && !d->agreed && d->propensity > 0 && !isnan(d->chance[0]))
-    sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm], v.expected);
+    sona_guard_update(&p->guard, d->chance, d->propensity, reward - p->cost[d->arm], v.expected, given);
   refresh_anchor(p);
   if (!isnan(v.theirs)) sona_policy_score_members(p, (double)confidence * v.probability, (double)theirs * v.theirs, reward, given);
   sona_policy_teach_peers(p, x, candidates, count, d, reward, given);

@@ -72,4 +72,4 @@ cdef class Guard:
             raise SonaValueError(f"guard: expected propensity in (0, 1], a finite reward and no infinity, got {propensity}, {reward} "
                                  f"and {expected}")
         c[0], c[1], c[2] = values[0], values[1], values[2]
-        sona_guard_update(&self.guard, c, propensity, reward, expected)
+        sona_guard_update(&self.guard, c, propensity, reward, expected, 1)

@@ -360,9 +360,27 @@ cdef class Policy:
 
     # ---- outcomes ----
 
+    def score(self, uint64_t id, double reward):
+        """
+        How much more a reward in [0, 1] is than was to be expected of its decision at today's weights, or than the reward that was learned
+        before; nothing is learned. None when the id is unknown or expired, its arm is gone, or this very reward is already learned.
+        """
+        cdef sona_record *record = sona_pending_get(self.pending, id)
+        cdef float expected = 0
+        if record == NULL or not 0 <= reward <= 1 or (record.learned and <float> reward == record.outcome.reward):
+            return None
+        cdef sona_status status = sona_policy_expect(self.handle, record.x, sona_record_candidates(record), record.count,
+                                                     &record.decision, &expected)
+        if status == SONA_EINVAL:
+            return None
+        check(status, f"score of decision {id}")
+        return reward - (record.outcome.reward if record.learned else expected)
+
     def learn(self, uint64_t id, double reward, double weight=1.0, source=None):
         """
         The reward in [0, 1] of a remembered decision: the first one is learned from, a later one replaces it. source: who reported it.
+
+        weight in (0, 1] scales the step and what the guard makes of it; a later reward keeps the weight of the first one.
 
         Returns False, and counts, when the id is unknown or expired or its arm is gone.
         """
@@ -375,6 +393,8 @@ cdef class Policy:
         if not 0 <= reward <= 1:  # NaN too
             self.rejected += 1
             raise SonaValueError(f"reward: expected a number in [0, 1], got {reward}")
+        if not 0 < weight <= 1:
+            raise SonaValueError(f"weight: expected a number in (0, 1], got {weight}")
         if not sona_policy_alive(self.handle, record.decision.arm):
             self.unknown += 1
             return False

@@ -35,6 +35,7 @@ class Learner(Protocol):
 
     policy: Policy | None
 
+    def learn(self, id: int, reward: float, source: str | None) -> bool: ...
     def state(self) -> Arrays: ...
     def restore(self, arrays: Arrays) -> None: ...
 
@@ -217,7 +218,7 @@ class Journal:
                 policy.count_unknown()
                 return False
             if learned:
-                if not policy.learn(id, reward, source=source):
+                if not self._learner.learn(id, reward, source):
                     return False
                 self._own_ids[id] += 1
             self._queue(row)
@@ -455,7 +456,7 @@ class Journal:
             return
         policy = self._learner.policy
         if policy is not None and (policy.knows(row.id) or self.recall(row.id, before=number)):
-            policy.learn(row.id, row.reward, source=row.source)
+            self._learner.learn(row.id, row.reward, row.source)
             self.replayed += 1
 
     def recall(self, id: int, before: int | None = None) -> bool:

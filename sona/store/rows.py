@@ -47,7 +47,8 @@ def _blob(name: str, value: object, item: int) -> None:
         raise SonaValueError(f"expected {name} in items of {item} bytes, got {len(value)} bytes")
 
 
-def _source(value: object) -> None:
+def check_source(value: object) -> None:
+    """SonaTypeError or SonaValueError for what a row cannot have as its source."""
     if value is None:
         return
     if not isinstance(value, str):
@@ -113,7 +114,7 @@ class DecisionRow:
         if self.candidates is not None:
             _blob("candidates", self.candidates, 4)
         _blob("proposals", self.proposals, 1)
-        _source(self.source)
+        check_source(self.source)
 
     @property
     def nbytes(self) -> int:
@@ -151,7 +152,7 @@ class FeedbackRow:
         _integer("id", self.id)
         _finite("reward", self.reward)
         _finite("time", self.time)
-        _source(self.source)
+        check_source(self.source)
 
     @property
     def nbytes(self) -> int:

@@ -5,8 +5,9 @@
  * action is logged, and its reward moves the weights of the models that would have served it.
  *
  *   weights  w = (1 - n floor) softmax(log_weight) + floor
- *   reward   log_weight_j += clip(rate chance_j (r - expected) / P, +-limit);  expected: by the learner, else the decayed mean of such
- * rewards share    w <- (1 - share) w + share / n, so that no model is ever out of reach
+ *   reward   log_weight_j += weight clip(rate chance_j (r - expected) / P, +-limit);
+ *            expected: by the learner, else the decayed mean of such rewards
+ *   share    w <- (1 - share) w + share / n, so that no model is ever out of reach
  *
  * A plain struct without allocation; one thread at a time. */
 #ifndef SONA_GUARD_H
@@ -38,8 +39,10 @@ void sona_guard_weights(const sona_guard *guard, double weight[SONA_GUARD_MODELS
 
 /* chance[j]: probability with which model j would have served the action that was served; propensity: the probability with which it was
  * served, in (0, 1]; reward in [0, 1]; expected: what the learner's own choice was to earn, NaN when that is not known.  The baseline may
- * depend on the request, not on the model: it changes no expectation, and a calibrated one leaves only the surprise as noise. */
-void sona_guard_update(sona_guard *guard, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected);
+ * depend on the request, not on the model: it changes no expectation, and a calibrated one leaves only the surprise as noise.
+ * weight in (0, 1]: what the reward counts for as evidence. */
+void sona_guard_update(sona_guard *guard, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected,
+                       double weight);
 
 #ifdef __cplusplus
 }

@@ -138,7 +138,12 @@ sona_status sona_policy_best(sona_policy *policy, sona_model model, const float 
 /* What each tier adds to the score of each row: frozen (times trust), base, micro and bias (rows each). */
 void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias);
 
-/* The first reward of a decision.  SONA_EINVAL when its arm is gone or nothing else was alive then. */
+/* p: the reward in [0, 1] that today's weights expect of a decision; nothing is learned.  SONA_EINVAL as in sona_policy_learn. */
+sona_status sona_policy_expect(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
+                               float *expected);
+
+/* The first reward of a decision; weight in (0, 1] scales the step and what the guard makes of it.  SONA_EINVAL when its arm is gone or
+ * nothing else was alive then. */
 sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
                               float reward, float weight, sona_outcome *outcome, sona_step *step);
 
