@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sona.loops._policy import Decision
     from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
     from sona.loops.coordinator import LoopCoordinator
+    from sona.loops.forgetting import ForgetReport
     from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.loops.limits import SourceLimits, SourceReport
@@ -62,6 +63,7 @@ _HOMES = {
     "sona.loops._policy": ("Decision",),
     "sona.loops.background": ("BackgroundLoop", "BackgroundLoopConfig", "BackgroundResult"),
     "sona.loops.coordinator": ("LoopCoordinator",),
+    "sona.loops.forgetting": ("ForgetReport",),
     "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.loops.limits": ("SourceLimits", "SourceReport"),
@@ -85,6 +87,7 @@ __all__ = [
     "Duel",
     "EwcConfig",
     "EwcPlusPlus",
+    "ForgetReport",
     "Gate",
     "GateConfig",
     "Guard",

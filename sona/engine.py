@@ -1,10 +1,11 @@
 """SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
 
 import logging
+import math
 import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,6 +25,7 @@ from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValu
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult, Proposal
+from sona.loops.forgetting import ForgetReport, Relearner
 from sona.loops.gate import GateConfig
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
@@ -34,6 +36,7 @@ from sona.loops.ruling import Ruling
 from sona.loops.trial import Trial
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, load_snapshot, save_snapshot
+from sona.store.rows import check_source
 from sona.trajectory import TrajectoryBuilder
 
 Store = str | os.PathLike[str] | SqliteStore | None
@@ -114,10 +117,14 @@ class SonaEngine:
         self._next_id = self.session << 40 | _TRAJECTORY_IDS
         self.policy: Policy | None = None
         self.sources = Sources(sources)
+        self.unlogged = 0  # rewards learned that no log has: of trajectories, and of a warm start
+        self._rewards: deque[tuple[int, float, str | None, int, float]] = deque()  # without a store: id, reward, source, requests, time
+        self._learning = threading.Lock()  # without a store: held while a reward is learned
         self.journal: Journal | None = None
         try:
             if policy is not None:
                 self.policy = policy(self)
+                self._rewards = deque(maxlen=self.policy.capacity)
             if self.store is not None:
                 self.journal = Journal(self.store, self, name=name, fingerprint=model_fingerprint)
                 if self.policy is not None:
@@ -285,6 +292,7 @@ class SonaEngine:
         if self._enabled:
             learned = self.loop_a.on_record(record)
             self._taught = True
+            self.unlogged += 1
         else:
             learned = [None] * len(builder)
         self._ended[tid] = (record, learned)
@@ -325,7 +333,133 @@ class SonaEngine:
     def learn(self, id: int, reward: float, source: str | None) -> bool:
         """The reward in [0, 1] of a decision of the policy, for what its source counts; see `Sources.learn`."""
         assert self.policy is not None
-        return self.sources.learn(self.policy, id, reward, source)
+        if self.journal is not None:
+            return self.sources.learn(self.policy, id, reward, source)
+        with self._learning:
+            learned = self.sources.learn(self.policy, id, reward, source)
+            if learned:
+                self._rewards.append((id, reward, source, self.policy.requests, time.time()))
+        return learned
+
+    def forget_source(self, source: str) -> ForgetReport:
+        """
+        Forget what a source reported: its rewards are deleted, and everything is learned again without them.
+
+        The rewards of the others are learned from the start, in their order, by a learner beside the one that serves, which it then
+        replaces; a kill at any moment leaves one or the other, each with its rewards. What patterns, reservoirs and older copies held goes
+        as well, a trial ends, and versions made since the first reward of the source are dropped. Decisions keep their ids. Rewards of the
+        source that come later are learned.
+
+        Raises
+        ------
+        SonaTypeError, SonaValueError
+            Not a source, or there is no policy whose rewards could have one.
+        SonaStoreError
+            Another process learns for this store, or it cannot be written: nothing has changed; or a reader kept the log in use, which may
+            still hold bytes of deleted rows: call again.
+        """
+        self._layer(0)
+        check_source(source)
+        if source is None or self.policy is None:
+            raise SonaValueError(f"forget_source: expected a source of a router's rewards, got {source!r}")
+        if self.policy.partner is not None:
+            raise SonaValueError("forget_source: expected a router with pool=False; the rehearsal of a pool cannot be repeated")
+        with self._deciding, self.loop_b.paused():
+            return self._forget_in_memory(self.policy, source) if self.journal is None else self._forget_in_store(self.policy, source)
+
+    def _relearner(self, policy: Policy) -> Relearner:
+        return Relearner(policy, self._make_adapter(), self._make_instant(), self.sources.limits)
+
+    def _without(self, learner: Relearner, policy: Policy) -> dict[str, npt.NDArray[Any]]:
+        """The state with that learner in the place of the policy's own."""
+        kept = {
+            key: value
+            for key, value in self.state().items()
+            if not key.startswith(("layer0.", "policy.", "trial.", "sources.", "unlogged"))
+        }
+        layer = rows_of(learner.policy.adapter) | learner.policy.instant.state()
+        kept |= {f"layer0.{key}": value for key, value in layer.items()}
+        kept |= {f"policy.{key}": value for key, value in learner.arrays(policy).items()}
+        return kept | {f"sources.{key}": value for key, value in learner.sources.state().items()}
+
+    def _forget_in_memory(self, policy: Policy, source: str) -> ForgetReport:
+        assert isinstance(self._versions, MemoryVersions)
+        with self._learning:
+            gone = [each for each in self._rewards if each[2] == source]
+            whole = len(self._rewards) < policy.capacity
+            if not gone and (whole or not self.sources.knows(source)):
+                return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
+            learner = self._relearner(policy)
+            for id, reward, who, requests, _ in self._rewards:
+                if who == source:
+                    continue
+                known = policy.recorded(id)
+                if known is None:
+                    learner.missed += 1
+                    continue
+                if not learner.policy.knows(id):
+                    learner.policy.recall(id, **known | {"reward": learner.last.get(id)})
+                learner.learn(id, reward, who, requests)
+            unlogged = self.unlogged
+            self._put(self._without(learner, policy))
+            for id in range(max(policy.first_id, policy.next_id - policy.capacity), policy.next_id):
+                known = learner.policy.recorded(id)
+                policy.settle(id, None if known is None else known["reward"])
+            self._rewards = deque((each for each in self._rewards if each[2] != source), policy.capacity)
+            dropped = self._versions.drop(gone[0][4] if gone and whole else -math.inf)
+            self.loop_b.forget({each[0] for each in gone})
+        return _report(source, len(gone), learner, dropped, whole, unlogged)
+
+    def _forget_in_store(self, policy: Policy, source: str) -> ForgetReport:
+        journal, store = self.journal, self.store
+        assert journal is not None
+        assert store is not None
+        if not journal.leading:
+            raise SonaStoreError("forget_source: another process learns for this store; call it there")
+        journal.flush()
+        whole, known = store.whole(), store.sources().get(source)
+        if known is None and (whole or not self.sources.knows(source)):
+            return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
+        since = known[1] if known is not None and whole else -math.inf
+        learner = self._relearner(policy)
+        last = 0
+        for _ in range(2):  # most of it while rewards come in, and the rest while they wait
+            last = self._catch_up(learner, source, last)
+        with journal.intake:
+            done = None
+            while done is None:  # another process may write meanwhile
+                if learner.policy.version != policy.version:
+                    learner, last = self._relearner(policy), 0
+                last = self._catch_up(learner, source, last)
+                unlogged = self.unlogged
+                done = self._replace(learner, last, source, since)
+        store.scrub_log()
+        return _report(source, done[0], learner, done[1], whole, unlogged)
+
+    def _catch_up(self, learner: Relearner, source: str, after: int) -> int:
+        """Let it learn what is in the store by now; the number up to which it has everything."""
+        assert self.journal is not None
+        assert self.store is not None
+        assert self.policy is not None
+        self.journal.flush()
+        newest = self.store.last_seq()
+        times = np.array(self.store.decision_times())
+        learner.follow(self.journal, source, (after + 1, newest + 1), times, self.policy.requests)
+        return newest
+
+    def _replace(self, learner: Relearner, last: int, source: str, since: float) -> tuple[int, int] | None:
+        assert self.journal is not None
+        assert self.policy is not None
+        assert self.loop_b.window is not None
+        policy, arrays = self.policy, self._without(learner, self.policy)
+
+        def put() -> None:
+            self._put(arrays)
+            policy.forget_decisions()
+            self.loop_b.forget(())
+
+        keep = self.loop_b.window.state_names
+        return self.journal.replace_learner(arrays, last, put, without=source, versions_since=since, keep=keep)
 
     # ---- the background loop ----
 
@@ -652,6 +786,8 @@ class SonaEngine:
                 arrays |= {f"partner.{key}": value for key, value in learned(self.policy.partner).items()}
         if self._trial is not None:
             arrays |= {f"trial.{key}": value for key, value in self._trial.state().items()}
+        if self.unlogged:
+            arrays["unlogged"] = np.array([self.unlogged])
         return arrays | {f"sources.{key}": value for key, value in self.sources.state().items()}
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -677,6 +813,7 @@ class SonaEngine:
             if self.policy.partner is not None and partner:
                 put_learned(self.policy.partner, partner)
         self.sources.restore(part(arrays, "sources."))
+        self.unlogged = int(arrays["unlogged"][0]) if "unlogged" in arrays else 0
         self._end_trial()
         if self.policy is not None and trial:
             self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)
@@ -743,3 +880,22 @@ def _start(x: Floats, out: Floats | None) -> tuple[Floats, Floats]:
         x = x.copy()
     np.copyto(y, x)
     return y, x
+
+
+_CUT = "rewards have been learned that are no longer kept"
+
+
+def _report(source: str, removed: int, learner: Relearner, versions: int, whole: bool, unlogged: int) -> ForgetReport:
+    lost = [] if whole else [_CUT]
+    if learner.missed:
+        lost.append(f"{learner.missed} rewards are of decisions or arms that are gone")
+    if unlogged:
+        lost.append(f"{unlogged} rewards of trajectories or of a warm start were never kept")
+    return ForgetReport(
+        source=source,
+        rewards_removed=removed,
+        rewards_replayed=learner.learned,
+        versions_dropped=versions,
+        complete=not lost,
+        reason="; ".join(lost),
+    )

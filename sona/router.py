@@ -17,6 +17,7 @@ from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Decision, Policy
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
+from sona.loops.forgetting import ForgetReport
 from sona.loops.learner import partner_of
 from sona.loops.limits import SourceLimits, SourceReport
 from sona.loops.retrieval import Retrieval
@@ -360,7 +361,7 @@ class Router:
     def _learn(self, id: int, unit: float, source: str | None) -> bool:
         id = index(id)
         accepted = self._accept(id, unit, source)
-        if accepted and self._retrieval is not None and self.engine.enabled:
+        if accepted and self._retrieval is not None and self.engine.enabled and self.engine.sources.counts(source):
             self._retrieval.learned(id, unit)
         return accepted
 
@@ -405,6 +406,7 @@ class Router:
             logged = row if isinstance(row, LoggedDecision) else LoggedDecision(x=row[0], arm=row[1], reward=row[2])
             self._policy.learn_logged(logged.x, logged.arm, self.engine._unit(logged.reward), logged.candidates)
             count += 1
+        self.engine.unlogged += count
         if self._journal is not None and self._journal.leading:
             self._journal.save()
         return count
@@ -416,6 +418,14 @@ class Router:
         Only rewards that this process has learned, or would have if they counted for something.
         """
         return self.engine.sources.report()
+
+    def forget_source(self, source: str) -> ForgetReport:
+        """See `SonaEngine.forget_source`."""
+        report = self.engine.forget_source(source)
+        if self._retrieval is not None and self.engine.loop_b.window is not None:
+            self._retrieval.clear()
+            self._retrieval.fill(self.engine.loop_b.window.newest())
+        return report
 
     # ---- state ----
 

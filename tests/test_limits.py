@@ -50,17 +50,19 @@ class Oracle:
     def sums(self, source: str) -> tuple[float, float, float, float]:
         """Traffic; count, mean and standard error of the surprise. A reward fades with every later one, and faster with its source's."""
         now, later = len(self.history), 0
-        traffic = count = total = squares = 0.0
+        traffic = count = even = total = squares = 0.0
         for at in range(now - 1, -1, -1):
             who, surprise = self.history[at]
             if who != source:
                 continue
             age = math.exp(-(now - 1 - at) / 1000)
             faded = age * (1 - self.limits.momentum) ** later
-            traffic, count, total, squares = traffic + age, count + faded, total + faded * surprise, squares + faded * surprise**2
+            traffic, count, even = traffic + age, count + faded, even + faded**2
+            total, squares = total + faded * surprise, squares + faded * surprise**2
             later += 1
         mean = total / count
-        return traffic, count, mean, math.sqrt((squares - count * mean**2 + 2.5) / (count + 10) / count)
+        variance = (squares - count * mean**2 + 2.5) / (count + 10)
+        return traffic, count, mean, math.sqrt(variance / min(count**2 / even, 2 * count))
 
     def weigh(self, source: str, surprise: float) -> float:
         self.history.append((source, surprise))
@@ -343,8 +345,8 @@ def test_a_restart_keeps_what_is_known_of_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        {"records": np.full((8, 7), np.nan)},
-        {"records": np.zeros((3, 7))},
+        {"records": np.full((8, 8), np.nan)},
+        {"records": np.zeros((3, 8))},
         {"clock": np.zeros(3)},
         {"names": np.frombuffer(b'["s0"', np.uint8)},
         {"names": np.frombuffer(b'{"s0": 1}', np.uint8)},

@@ -88,6 +88,12 @@ class MemoryVersions:
         """Those that are kept, oldest first."""
         return list(self._kept)
 
+    def drop(self, since: float) -> int:
+        """Those made at or after a time (wall clock, s) are not kept any more; how many."""
+        before = len(self._kept)
+        self._kept = [version for version in self._kept if version.created < since]
+        return before - len(self._kept)
+
     def publish(self, number: int) -> None:
         """From now on this is the published one."""
         if number not in [version.number for version in self._kept]:

@@ -26,6 +26,7 @@ cdef class Policy:
     cdef readonly Py_ssize_t dim, capacity    # capacity: decisions that are remembered, a power of two
     cdef readonly double tau
     cdef readonly str explore
+    cdef readonly bint guarded
     cdef float *unit                  # (dim): x / |x|
     cdef list names                   # by row; None for a removed arm
     cdef dict rows                    # name -> row

@@ -115,7 +115,7 @@ cdef class Policy:
             raise MemoryError("policy: out of memory")
         self.names, self.rows, self.arms, self.positions = [], {}, (), None
         self.next_id = self.first_id = first_id
-        self.tau, self.explore, self.capacity = tau, explore, 1 << (pending - 1).bit_length()
+        self.tau, self.explore, self.guarded, self.capacity = tau, explore, guard, 1 << (pending - 1).bit_length()
 
     def __dealloc__(self):
         sona_policy_destroy(self.handle)
@@ -492,6 +492,47 @@ cdef class Policy:
         if count:
             memcpy(sona_record_candidates(record), cnp.PyArray_DATA(rows), count * sizeof(int32_t))
 
+    def recorded(self, uint64_t id):
+        """
+        What `recall` takes of a remembered decision, by name, with the reward that is learned or None; None when the id is unknown or
+        expired or its arm is gone.
+        """
+        cdef sona_record *record = sona_pending_get(self.pending, id)
+        cdef const int32_t *rows
+        cdef int32_t k
+        if record == NULL or not sona_policy_knew(self.handle, record.decision.arm, record.decision.version):
+            return None
+        rows = sona_record_candidates(record)
+        candidates = None
+        if rows != NULL or record.decision.version != self.version:
+            candidates = []
+            for k in range(<int32_t> (record.count if rows != NULL else sona_policy_rows(self.handle))):
+                if sona_policy_knew(self.handle, rows[k] if rows != NULL else k, record.decision.version):
+                    candidates.append(rows[k] if rows != NULL else k)
+        return {
+            "x": rows_of(record.x, 1, self.dim, self.dim)[0].copy(), "row": record.decision.arm,
+            "propensity": record.decision.propensity, "candidates": candidates,
+            "chance": (record.decision.chance[0], record.decision.chance[1], record.decision.chance[2]),
+            "own": bool(record.decision.own), "agreed": bool(record.decision.agreed),
+            "reward": record.outcome.reward if record.learned else None,
+        }
+
+    def settle(self, uint64_t id, reward):
+        """A remembered decision counts as learned with that reward, or with None as not learned; the weights stay as they are."""
+        cdef sona_record *record = sona_pending_get(self.pending, id)
+        if record == NULL:
+            return
+        record.learned = reward is not None
+        if reward is not None:
+            record.outcome.reward, record.outcome.generation, record.outcome.probability = reward, 0, NAN
+
+    def forget_decisions(self):
+        """Remember no decision; those in a store can be recalled."""
+        cdef sona_pending *fresh = NULL
+        check(sona_pending_create(self.capacity, self.dim, 0, &fresh), f"memory of {self.capacity} decisions")
+        sona_pending_destroy(self.pending)
+        self.pending = fresh
+
     def drain(self):
         """
         Decisions since the last call, oldest first, for a store: tuples (id, time, x bytes, row, arm version, candidate bytes or None,
@@ -594,7 +635,14 @@ cdef class Policy:
 
     @property
     def requests(self):
+        """Decisions so far."""
         return sona_policy_get_state(self.handle).requests
+
+    @requests.setter
+    def requests(self, uint64_t value):
+        cdef sona_policy_state s = sona_policy_get_state(self.handle)
+        s.requests = value
+        sona_policy_set_state(self.handle, s)
 
     @property
     def guard_weights(self):
@@ -675,6 +723,8 @@ cdef class Policy:
         for name, (rewarded, shown, choices) in zip(kept, rates):
             if name in today:
                 sona_policy_set_calibration(self.handle, today[name], rewarded, shown, int(choices))
+        for which in range(2):  # one that is not there now is not to stay
+            check(sona_policy_set_copy(self.handle, which, NULL, NULL, self.dim, NULL, 0), "copy of no rows")
         for which, rows, down, up, offset in copies:
             check(sona_policy_set_copy(self.handle, which, <const float *> cnp.PyArray_DATA(down), <const float *> cnp.PyArray_DATA(up),
                                        self.dim, <const float *> cnp.PyArray_DATA(offset), rows), f"copy of {rows} rows")

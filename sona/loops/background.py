@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -205,6 +206,22 @@ class BackgroundLoop:
         self._marks.clear()
         if self._policy is not None:
             self._marks.append(Mark.of(self._policy))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No cycle is under way inside; waits for one that is."""
+        with self._running:
+            yield
+
+    def forget(self, ids: Collection[int]) -> None:
+        """
+        The learner has been replaced by one that never had the rewards of these decisions: what was made of them goes, and the patterns
+        are found anew. With no cycle under way, and with no patterns in the store.
+        """
+        self.patterns.reset()
+        if self.window is not None:
+            self.window.forget(ids)
+        self.replaced()
 
     def start_task(self, name: str, tolerance: float | None = None) -> None:
         """

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ class _Capture:
     arrays: Arrays
     ordinal: int
     applied: int
+    epoch: int
 
 
 def _log_failure(error: Exception) -> None:
@@ -169,6 +170,10 @@ class Journal:
         self._start = start
         self._following = True
         self._ending = False
+        self._epoch = 0  # counts replacements of the learner by one that never had some rewards
+        self._saving = threading.Lock()  # held while a state is written; before mutex
+        self.intake = threading.Lock()
+        """Held while a reward comes in; before everything else."""
         self.mutex = threading.Lock()
         """Held while a reward is learned and queued, and while the state is captured: a captured state has a reward or has it not."""
 
@@ -209,7 +214,7 @@ class Journal:
         now = time.time()
         if not policy.knows(id) and id >> SEQUENCE_BITS == self._session:
             self._write_queued()  # the decision, or the reward that it had, may be on its way
-        with self.mutex:
+        with self.intake, self.mutex:
             if self._ending:
                 raise SonaClosedError("the router is closed")
             learned = learn and self.leading
@@ -283,11 +288,10 @@ class Journal:
         assert self.writer is not None
         while True:
             with self.mutex:
-                capture = _Capture(self._learner.state(), self._queued, self._applied)
+                capture = self._captured()
             self.writer.flush()
-            if capture.applied == self._applied:  # else rewards of other processes were learned meanwhile
-                break
-        self._put_state(capture, publish)
+            if capture.applied == self._applied and self._put_state(capture, publish):
+                break  # else rewards of other processes were learned meanwhile, or some forgotten
         if publish is not None:
             self._published = publish
 
@@ -302,7 +306,7 @@ class Journal:
             feedback, self._feedback = self._feedback, []
             trajectories, self._trajectories = self._trajectories, []
             if self.leading and self._capture is None and self._queued >= self._save_at:
-                self._capture = _Capture(self._learner.state(), self._queued, self._applied)
+                self._capture = self._captured()
                 self._save_at = self._queued + self._save_every
         return [self._decision_row(*fields) for fields in decisions], list(feedback), trajectories
 
@@ -369,18 +373,56 @@ class Journal:
         capture = self._capture
         if capture is not None and self._written >= capture.ordinal:
             self._capture = None
-            if capture.applied == self._applied:
-                self._put_state(capture)
-            else:  # rewards of other processes were learned since: take a new one
-                self._save_at = 0
+            if capture.applied != self._applied or not self._put_state(capture):
+                self._save_at = 0  # rewards of other processes were learned since, or some forgotten: take a new one
         self.tick()
 
-    def _put_state(self, capture: _Capture, publish: int | None = None) -> None:
+    def _captured(self) -> _Capture:
+        return _Capture(self._learner.state(), self._queued, self._applied, self._epoch)
+
+    def _put_state(self, capture: _Capture, publish: int | None = None) -> bool:
+        """False, and nothing is written, when the learner has been replaced since."""
+        with self._saving:
+            if capture.epoch != self._epoch:
+                return False
+            self.store.put_state(self.name, self._blob(capture), capture.applied, publish=publish)
+        return True
+
+    def _blob(self, capture: _Capture) -> bytes:
         with self.mutex:
             spans = [(span.first, min(span.last, span.first + capture.ordinal - span.ordinal)) for span in self._own]
         included = [(first, last) for first, last in spans if first <= last]
         meta = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": included}
-        self.store.put_state(self.name, encode_state(capture.arrays, meta), capture.applied, publish=publish)
+        return encode_state(capture.arrays, meta)
+
+    def replace_learner(
+        self, arrays: Arrays, applied: int, put: Callable[[], None], *, without: str, versions_since: float, keep: Collection[str]
+    ) -> tuple[int, int] | None:
+        """
+        Put another learner in the place of this one: it has every reward up to feedback number `applied` but those of a source, which are
+        deleted with everything that has been learned from them. For the holder of the lease, with `intake` held and after a flush.
+
+        Parameters
+        ----------
+        put : callable
+            Puts `arrays` in service.
+        versions_since, keep
+            See `SqliteStore.replace_without`, also for what is returned and raised.
+        """
+        with self._saving, self.mutex:
+            meta: dict[str, Any] = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": []}
+            blob = encode_state(arrays, meta)
+            done = self.store.replace_without(without, self.name, blob, applied, versions_since=versions_since, keep=keep)
+            if done is None:
+                return None
+            put()
+            self._epoch += 1
+            self._capture = None
+            self._save_at = self._queued + self._save_every
+            self._applied, self._own = applied + 1, []
+            self._own_ids.clear()
+            self._published = self.store.published(self.name)
+        return done
 
     # ---- following ----
 
@@ -467,7 +509,11 @@ class Journal:
         """
         policy = self._learner.policy
         row = self.store.decision(id) if policy is not None else None
-        if policy is None or row is None or len(row.x) != 4 * policy.dim:
+        return policy is not None and row is not None and self.recall_row(policy, row, self.store.reward(id, before))
+
+    def recall_row(self, policy: Policy, row: DecisionRow, reward: float | None) -> bool:
+        """The same with a row and its reward that have been read, for any policy with the same arms."""
+        if len(row.x) != 4 * policy.dim:
             return False
         rows = self.rows_of_set(policy, row.arm_set)
         served = rows.get(row.arm)
@@ -477,7 +523,7 @@ class Journal:
         everything = row.candidates is None and len(named) == len(policy.arms)
         *chance, own, agreed, trial, rival, partner = proposals(row)
         policy.recall(
-            id,
+            row.id,
             np.frombuffer(row.x, "<f4"),
             served,
             row.propensity,
@@ -488,7 +534,7 @@ class Journal:
             trial=trial,
             rival=rival,
             partner=partner,
-            reward=self.store.reward(id, before),
+            reward=reward,
         )
         return True
 

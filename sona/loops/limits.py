@@ -97,13 +97,14 @@ class SourceReport:
 class _Record:
     """Decayed sums of one source, as of reward number `at`."""
 
-    __slots__ = ("at", "count", "rewards", "squares", "surprise", "traffic", "weight")
+    __slots__ = ("at", "count", "evenness", "rewards", "squares", "surprise", "traffic", "weight")
 
     def __init__(self, *values: float) -> None:
-        self.at, self.rewards, self.traffic, self.count, self.surprise, self.squares, self.weight = values or (0.0,) * 6 + (1.0,)
+        start = values or (0.0,) * 7 + (1.0,)
+        self.at, self.rewards, self.traffic, self.count, self.evenness, self.surprise, self.squares, self.weight = start
 
     def values(self) -> tuple[float, ...]:
-        return self.at, self.rewards, self.traffic, self.count, self.surprise, self.squares, self.weight
+        return self.at, self.rewards, self.traffic, self.count, self.evenness, self.surprise, self.squares, self.weight
 
     @property
     def mean(self) -> float:
@@ -113,7 +114,11 @@ class _Record:
     def error(self) -> float:
         """Standard error of `mean`."""
         spread = max(self.squares - self.count * self.mean**2, 0.0)
-        return math.sqrt((spread + DOUBT / 4) / (self.count + DOUBT) / self.count)
+        effective = min(self.count**2 / self.evenness, 2 * self.count)  # Kish; less when the rewards are long ago
+        return math.sqrt((spread + DOUBT / 4) / (self.count + DOUBT) / effective)
+
+
+WIDTH = len(_Record().values())
 
 
 class Sources:
@@ -171,6 +176,7 @@ class Sources:
         one.rewards += 1
         one.traffic = aged * one.traffic + 1
         one.count = kept * one.count + 1
+        one.evenness = kept**2 * one.evenness + 1
         one.surprise = kept * one.surprise + surprise
         one.squares = kept * one.squares + surprise**2
         if self._now % MEDIAN_EVERY == 0:
@@ -201,9 +207,14 @@ class Sources:
             return 1.0
         return min(1.0, max(self.limits.cap, FAIR / self._active) * self._total / one.traffic)
 
-    def forget(self, source: str) -> None:
-        """What is known of a source goes."""
-        self._known.pop(source, None)
+    def counts(self, source: str | None) -> bool:
+        """Whether the newest reward of a source counted for something."""
+        one = None if source is None else self._known.get(source)
+        return one is None or one.weight > 0
+
+    def knows(self, source: str) -> bool:
+        """Whether a reward of that source is remembered."""
+        return source in self._known
 
     def report(self) -> list[SourceReport]:
         """The sources that are remembered, the one with the largest share first."""
@@ -221,7 +232,7 @@ class Sources:
             return {}
         return {
             "names": np.frombuffer(json.dumps(list(self._known)).encode(), np.uint8),
-            "records": np.array([one.values() for one in self._known.values()], np.float64).reshape(-1, 7),
+            "records": np.array([one.values() for one in self._known.values()], np.float64).reshape(-1, WIDTH),
             "clock": np.array([self._now, self._total, self._active, UNKNOWN if self._median is None else self._median], np.float64),
         }
 
@@ -239,9 +250,11 @@ class Sources:
             records, clock = np.asarray(arrays["records"], np.float64), np.asarray(arrays["clock"], np.float64)
         except (KeyError, ValueError) as error:
             raise SonaValueError(f"sources: expected names, records and clock, got {error!r}") from error
-        sound = isinstance(names, list) and len(set(names)) == len(names) and records.shape == (len(names), 7) and clock.shape == (4,)
+        sound = isinstance(names, list) and len(set(names)) == len(names) and records.shape == (len(names), WIDTH) and clock.shape == (4,)
         if not (sound and np.isfinite(records).all() and np.isfinite(clock).all()):
-            raise SonaValueError(f"sources: expected finite records (n, 7) of n names and clock (4,), got {records.shape}, {clock.shape}")
+            raise SonaValueError(
+                f"sources: expected finite records (n, {WIDTH}) of n names and clock (4,), got {records.shape}, {clock.shape}"
+            )
         if self.limits is None:
             return
         self._now, self._total, self._active = int(clock[0]), float(clock[1]), int(clock[2])

@@ -110,8 +110,8 @@ class RequestPatterns:
         self, config: PatternConfig, policy: Policy | None, journal: Journal | None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._config, self._policy, self._journal, self._clock = config, policy, journal, clock
-        self._found = Findings(ReasoningBank(config), _transitions(), [], np.empty(0, np.uint64))
         self._digest = b""  # of what was last read from the store, or written there
+        self.reset()
         self._next_look = -np.inf
         self._looking = threading.Lock()
         if journal is not None:
@@ -199,6 +199,11 @@ class RequestPatterns:
             log.warning("patterns: %s", error)
             return
         self._digest = hashlib.sha256(blob).digest()
+
+    def reset(self) -> None:
+        """Know nothing; what is in a store stays there."""
+        self._found = Findings(ReasoningBank(self._config), _transitions(), [], np.empty(0, np.uint64))
+        self._digest = b""
 
     def follow(self, *, now: bool = False) -> None:
         """Read what the process that leads has kept since; the leader itself looks only `now`, before a cycle."""

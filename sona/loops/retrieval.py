@@ -92,6 +92,14 @@ class Retrieval:
             for row in zip(newest.id.tolist(), newest.x, newest.arm.tolist(), newest.reward.tolist(), strict=True):
                 self._keep(*row)
 
+    def clear(self) -> None:
+        """Remember nothing."""
+        with self._lock:
+            self._count, self._newest = 0, len(self._x)
+            self._at.clear()
+            for column in (self._x, self._arm, self._reward, self._id):
+                column[:] = 0
+
     def _keep(self, id: int, unit: Floats, arm: int, reward: float) -> None:
         at = self._at.get(id)
         if at is None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -79,6 +79,15 @@ class Window:
         if self._journal is None:
             both = self.reservoir().joined(fresh)
             self._kept = both.take(np.isin(both.id, np.array(self.tasks.ids, np.uint64)))
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of states in the store that hold which decisions are in the reservoirs, and nothing of their rewards."""
+        return () if self._journal is None else (self._state_name,)
+
+    def forget(self, ids: Collection[int]) -> None:
+        """The rewards of these decisions are not replayed any more; those in a store are deleted there."""
+        self._kept = self._kept.take(~np.isin(self._kept.id, np.array(list(ids), np.uint64)))
 
     def save(self) -> None:
         """Keep which decisions the reservoirs hold, where there is a store; tried again after the next cycle when it cannot be written."""

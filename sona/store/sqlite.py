@@ -9,7 +9,7 @@ import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar
 
@@ -250,6 +250,16 @@ class SqliteStore:
             row = conn.execute(f"SELECT {DECISION_COLUMNS} FROM decisions WHERE ns = ? AND id = ?", (self._ns, _id(id))).fetchone()
         return None if row is None else self._row(DecisionRow, row)
 
+    def decisions_of(self, ids: Iterable[int]) -> dict[int, DecisionRow]:
+        """The decisions of those ids that are known, by id; at most 1024 ids."""
+        wanted = [_id(one) for one in ids]
+        listed = ", ".join("?" * len(wanted))
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                f"SELECT {DECISION_COLUMNS} FROM decisions WHERE ns = ? AND id IN ({listed})", (self._ns, *wanted)
+            ).fetchall()
+        return {row[0]: self._row(DecisionRow, row) for row in rows}
+
     def _row(self, kind: type[Row], values: tuple[Any, ...]) -> Row:
         try:
             return kind(*values)
@@ -333,6 +343,37 @@ class SqliteStore:
     def _trajectories(self, limit: int | None) -> Iterator[TrajectoryRow]:
         for row in self._oldest_first("trajectories", TRAJECTORY_COLUMNS, limit):
             yield self._row(TrajectoryRow, row)
+
+    def decision_times(self) -> list[float]:
+        """Time of every decision, ascending."""
+        with self._db.reading() as conn:
+            return [row[0] for row in conn.execute("SELECT time FROM decisions WHERE ns = ? ORDER BY time", (self._ns,))]
+
+    def sources(self) -> dict[str, tuple[int, float]]:
+        """Sources of the feedback that is kept: number of rewards, and the time of the first."""
+        with self._db.reading() as conn:
+            rows = conn.execute(
+                "SELECT source, count(*), min(time) FROM feedback WHERE ns = ? AND source IS NOT NULL GROUP BY source ORDER BY source",
+                (self._ns,),
+            ).fetchall()
+        return {source: (count, first) for source, count, first in rows}
+
+    def whole(self) -> bool:
+        """Whether every reward that ever came is still here or was deleted by `forget`, `forget_source` or `replace_without`."""
+        with self._db.reading() as conn:
+            (kept,) = conn.execute("SELECT count(*) FROM feedback WHERE ns = ?", (self._ns,)).fetchone()
+            (last,) = conn.execute("SELECT last_seq FROM namespaces WHERE ns = ?", (self._ns,)).fetchone()
+            return bool(kept + self._counter(conn, "forgotten") == last)
+
+    def _counter(self, conn: sqlite3.Connection, name: str) -> int:
+        row = conn.execute("SELECT value FROM counters WHERE name = ?", (f"{name}:{self._ns}",)).fetchone()
+        return 0 if row is None else row[0]
+
+    def _count_up(self, conn: sqlite3.Connection, name: str, value: int) -> None:
+        conn.execute(
+            "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            (f"{name}:{self._ns}", value),
+        )
 
     def count(self) -> int:
         """Decisions in the namespace."""
@@ -486,7 +527,7 @@ class SqliteStore:
         self._lead()
         with self._db.writing() as conn:
             newest = conn.execute("SELECT max(number) FROM versions WHERE ns = ? AND name = ?", (self._ns, name)).fetchone()[0]
-            number: int = (newest or 0) + 1
+            number: int = max(newest or 0, self._counter(conn, f"versions:{name}")) + 1
             content = (name, number, row.parent, row.time, row.verdict, row.reason, row.about, row.factors)
             conn.execute(
                 "INSERT INTO versions (ns, sha256, name, number, parent, time, verdict, reason, about, factors)"
@@ -555,22 +596,78 @@ class SqliteStore:
             may still hold their bytes; call again.
         """
         with self._db.writing() as conn:
-            gone = sum(pruning.delete_ids(conn, self._ns, (_id(id),)))
-        self._scrub_log()
-        return gone
+            decisions, feedback, trajectories = pruning.delete_ids(conn, self._ns, (_id(id),))
+            self._count_up(conn, "forgotten", feedback)
+        self.scrub_log()
+        return decisions + feedback + trajectories
 
     def forget_source(self, source: str) -> int:
         """Delete every decision of that source with its feedback and trajectory, and all feedback the source gave; as `forget`."""
         if not isinstance(source, str):
             raise SonaTypeError(f"expected source to be a str, got {type(source).__name__}")
         with self._db.writing() as conn:
-            ids = conn.execute("SELECT id FROM decisions WHERE ns = ? AND source = ?", (self._ns, source)).fetchall()
-            gone = sum(pruning.delete_ids(conn, self._ns, (row[0] for row in ids)))
-            gone += conn.execute("DELETE FROM feedback WHERE ns = ? AND source = ?", (self._ns, source)).rowcount
-        self._scrub_log()
+            gone = sum(self._delete_source(conn, source))
+        self.scrub_log()
         return gone
 
-    def _scrub_log(self) -> None:
+    def _delete_source(self, conn: sqlite3.Connection, source: str) -> tuple[int, int, int]:
+        """Decisions, feedback and trajectories deleted."""
+        ids = conn.execute("SELECT id FROM decisions WHERE ns = ? AND source = ?", (self._ns, source)).fetchall()
+        decisions, feedback, trajectories = pruning.delete_ids(conn, self._ns, (row[0] for row in ids))
+        feedback += conn.execute("DELETE FROM feedback WHERE ns = ? AND source = ?", (self._ns, source)).rowcount
+        self._count_up(conn, "forgotten", feedback)
+        return decisions, feedback, trajectories
+
+    def replace_without(
+        self, source: str, name: str, blob: Blob, applied_seq: int, *, versions_since: float, keep: Collection[str] = ()
+    ) -> tuple[int, int] | None:
+        """
+        Delete a source as `forget_source` does, together with every state and the versions that may hold what it taught, and keep `blob`,
+        learned without it from the feedback up to number `applied_seq`; all of it in one transaction, or nothing.
+
+        Feedback numbers go up by one, so that readers of states see that there is a newer one. Call `scrub_log` afterwards.
+
+        Parameters
+        ----------
+        versions_since : float
+            Versions of that name from this time on (wall clock, s) are deleted; their numbers are not given out again.
+        keep : collection of str
+            Names of states that stay.
+
+        Returns
+        -------
+        (int, int) or None
+            Rewards and versions deleted; None, and nothing has changed, when there is feedback with a number above `applied_seq`.
+
+        Raises
+        ------
+        SonaStoreError
+            Another store holds the lease, or the write failed; nothing has changed.
+        """
+        _name("state name", name)
+        _count("applied_seq", applied_seq)
+        self._lead()
+        ns = self._ns
+        with self._db.writing() as conn:
+            if conn.execute("SELECT last_seq FROM namespaces WHERE ns = ?", (ns,)).fetchone()[0] != applied_seq:
+                return None
+            _, feedback, _ = self._delete_source(conn, source)
+            conn.execute("UPDATE namespaces SET last_seq = last_seq + 1 WHERE ns = ?", (ns,))
+            self._count_up(conn, "forgotten", 1)
+            newest = conn.execute("SELECT max(number) FROM versions WHERE ns = ? AND name = ?", (ns, name)).fetchone()[0] or 0
+            self._count_up(conn, f"versions:{name}", max(newest - self._counter(conn, f"versions:{name}"), 0))
+            versions = conn.execute("DELETE FROM versions WHERE ns = ? AND name = ? AND time >= ?", (ns, name, versions_since)).rowcount
+            generation = conn.execute("SELECT max(generation) FROM state WHERE ns = ? AND name = ?", (ns, name)).fetchone()[0] or 0
+            stays = ", ".join("?" * len(keep))
+            conn.execute(f"DELETE FROM state WHERE ns = ? AND name NOT IN ({stays})", (ns, *keep))
+            conn.execute(
+                "INSERT INTO state (ns, name, generation, applied_seq, sha256, blob) VALUES (?, ?, ?, ?, ?, ?)",
+                (ns, name, generation + 1, applied_seq + 1, state_digest(applied_seq + 1, blob), blob),
+            )
+        return feedback, versions
+
+    def scrub_log(self) -> None:
+        """Overwrite the log, which may still hold bytes of deleted rows; SonaStoreError when a reader keeps it in use: call again."""
         with self._db.reading() as conn:
             if conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 raise SonaStoreError(
