@@ -257,6 +257,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
     print(f"store      {one_line(report['path'])}, {size(report['file_bytes'])}")
     for name, found in report["namespaces"].items():
         print(f"  {name}: {found['decisions']} decisions, {found['rewards']} rewards, {found['arms']} arms, {size(found['bytes'])}")
+        if found["sources"]:
+            busiest = sorted(found["sources"].items(), key=lambda each: (-each[1], each[0]))
+            shown = ", ".join(f"{one_line(source)} {count}" for source, count in busiest[:5])
+            print(f"    rewards from {len(busiest)} source{'s' * (len(busiest) != 1)}: {shown}{', ...' * (len(busiest) > 5)}")
         for state, about in found["states"].items():
             served = f", serves {about['published']}" if about["published"] is not None else ""
             served += f", version {about['trial']} on trial" if about["trial"] is not None else ""

@@ -38,6 +38,7 @@ def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "decisions": store.count(),
                 "rewards": store.last_seq(),
                 "arms": 0 if arms is None else sum(name != "null" for name in arms[1]),
+                "sources": {source: count for source, (count, _) in store.sources().items()},
                 "bytes": store.bytes(),
                 "states": {name: _state(store, name) for name in learners(store)},
             }
