@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import streams
-from measure import _recovery, _windows
+from measure import recovered, windows
 from numpy.typing import NDArray
 
 from sona import Router, SonaValueError
@@ -138,12 +138,11 @@ def hostile(sets: Sequence[str], seeds: Sequence[int]) -> list[Row]:
                     runs = [play(one, Attack(kind, share), CONFIGURATIONS[c]) for one in made]
                     gains, before = over(runs, TURN), over(calm[c, share], TURN)
                     kept = 100 * mean(gains) / mean(before)
-                    figure = f"{spread(gains)} %, {kept:.0f} % of the gain kept"
+                    figure = f"{spread(gains)} %, {kept:.0f} % of the gain kept, least {min(gains):+.1f} %"
                     if c != FULL:
                         found.append(Row(setting, f"over frozen, {c}", figure))
                         continue
-                    best = max(kept, 0.0)
-                    found.append(Row(setting, f"over frozen, {c}", figure, ">= 0 and >= 70 % kept", mean(gains) >= 0 and best >= 70))
+                    found.append(Row(setting, f"over frozen, {c}", figure, ">= 0 and >= 70 % kept", mean(gains) >= 0 and kept >= 70))
                     own, honest = (mean(100 * run.blocked[who] for run in runs) for who in ("source 0", "honest"))
                     found.append(Row(setting, "counted for nothing: hostile, honest rewards", f"{own:.0f} %, {honest:.2f} %"))
                 print(f"{setting}: done", file=sys.stderr, flush=True)
@@ -168,10 +167,10 @@ def blocks(sets: Sequence[str], seeds: Sequence[int]) -> list[Row]:
             end, setting = 3000 + length, f"{name}, {length} in a row inverted"
             runs = [play(streams.make(f"{data}:{rate}:T=8000:invert={length}", seed), Attack(), {}) for data in sets for seed in seeds]
             if length == 500:
-                lost = [100 * _windows(r.frozen - r.earned, AFTER)[end:].max() / (AFTER * r.frozen.mean()) for r in runs]
+                lost = [100 * windows(r.frozen - r.earned, AFTER)[end:].max() / (AFTER * r.frozen.mean()) for r in runs]
                 limit = 0 if rate == "c" else 5
                 found.append(Row(setting, "lost in the worst 1000 after it", f"{max(lost):+.1f} %", f"<= {limit} %", max(lost) <= limit))
-                back = median(_recovery(r.earned - r.frozen, 3000, end) for r in runs)
+                back = median(recovered(r.earned - r.frozen, 3000, end) for r in runs)
                 found.append(Row(setting, "requests until 80 % of the gain is back, median", f"{back:.0f}", "<= 500", back <= 500))
             else:
                 level = median(_level(r.earned - r.frozen, end) for r in runs)
@@ -182,7 +181,7 @@ def blocks(sets: Sequence[str], seeds: Sequence[int]) -> list[Row]:
 
 def _level(gain: F64, end: int) -> float:
     """Requests after `end` until the mean gain of the 100 that follow is not negative."""
-    reached = np.flatnonzero(_windows(gain[end:], 100) >= 0)
+    reached = np.flatnonzero(windows(gain[end:], 100) >= 0)
     return float(reached[0]) if len(reached) else float(len(gain) - end)
 
 
@@ -207,7 +206,7 @@ def main() -> int:
     for line in (lines[0], ["-" * w for w in width], *lines[1:]):
         print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1, default=bool) + "\n")
     return 0
 
 

@@ -178,12 +178,12 @@ def guard_row(rewards: str, sets: Sequence[str], seeds: Sequence[int]) -> GuardR
             frozen, bare, guarded = (play(stream, f).earned for f in (Frozen, adapted(stream, guard=False), adapted(stream, guard=True)))
             gain.append(guarded.sum() / frozen.sum() - 1)
             cost[i, j] = 1 - guarded.sum() / bare.sum()
-            lost = _windows(frozen - guarded, WINDOW) / (WINDOW * frozen.mean())
+            lost = windows(frozen - guarded, WINDOW) / (WINDOW * frozen.mean())
             inside.append(lost.max())
             block = np.flatnonzero(stream.inverted)
             worst.append(lost[block[-1] + 1 :].max() if len(block) else lost.max())
             if "invert" in rewards:
-                recovery.append(_recovery(guarded - frozen, int(block[0]), int(block[-1]) + 1))
+                recovery.append(recovered(guarded - frozen, int(block[0]), int(block[-1]) + 1))
     return GuardRow(
         rewards=rewards,
         gain=100 * float(np.mean(gain)),
@@ -196,14 +196,14 @@ def guard_row(rewards: str, sets: Sequence[str], seeds: Sequence[int]) -> GuardR
     )
 
 
-def _windows(per_request: F64, width: int) -> F64:
+def windows(per_request: F64, width: int) -> F64:
     """Sums over every run of `width` consecutive requests."""
     total = np.concatenate([[0.0], np.cumsum(per_request)])
     return np.asarray(total[width:] - total[:-width])
 
 
-def _recovery(gain: F64, start: int, end: int) -> float:
+def recovered(gain: F64, start: int, end: int) -> float:
     """Requests after `end` until the mean gain of the 100 that follow reaches 80 % of the mean of the 500 before `start`."""
-    after = _windows(gain[end:], 100) / 100
+    after = windows(gain[end:], 100) / 100
     back = np.flatnonzero(after >= 0.8 * gain[start - 500 : start].mean())
     return float(back[0]) if len(back) else float(len(after))
