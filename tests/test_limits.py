@@ -1,5 +1,6 @@
 """Promises of the limits of sources: one of many cannot take over, honest ones are left alone, and a replay weighs as the first time."""
 
+import json
 import math
 from dataclasses import astuple
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from reference import Clusters
 
 from sona import Router, SonaTypeError, SonaValueError, SourceLimits
+from sona.cli import main
 from sona.loops.limits import Sources
 
 ARMS = Clusters(0).arms
@@ -340,6 +342,15 @@ def test_a_restart_keeps_what_is_known_of_sources(tmp_path: Path) -> None:
         router.engine.save(tmp_path / "snapshot")
     with Router(ARMS, store=tmp_path / "s.db", sources=None) as router:
         assert router.sources() == []
+
+
+def test_inspect_counts_the_rewards_of_each_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Router(ARMS, store=tmp_path / "s.db") as router:
+        honest(router, Clusters(0), 33, sources=8)
+    assert main(["inspect", str(tmp_path / "s.db")]) == 0
+    assert "rewards from 8 sources: s0 5, s1 4, s2 4, s3 4, s4 4, ..." in capsys.readouterr().out
+    assert main(["inspect", "--json", str(tmp_path / "s.db")]) == 0
+    assert json.loads(capsys.readouterr().out)["namespaces"]["default"]["sources"] == {f"s{k}": 4 + (k == 0) for k in range(8)}
 
 
 @pytest.mark.parametrize(
