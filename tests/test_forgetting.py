@@ -210,6 +210,8 @@ def test_only_a_source_can_be_forgotten() -> None:
         assert router.forget_source("nobody") == ForgetReport(source="nobody")
     with pytest.raises(SonaClosedError):
         router.forget_source(BAD)
+    with pytest.raises(SonaValueError, match="pool=False"), open_router(None, pool=True) as router:
+        router.forget_source(BAD)
     with pytest.raises(SonaValueError, match="router"), SonaEngine() as engine:
         engine.forget_source(BAD)
 
