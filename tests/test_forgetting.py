@@ -331,3 +331,25 @@ def test_rewards_go_on_while_a_source_is_forgotten(stored: bool, tmp_path: Path)
             np.testing.assert_allclose(twin.policy.adapter.delta(), engine.adapters[0].delta(), atol=1e-5)
     if stored:
         assert rows_of(tmp_path / "s.db", BAD) == 0
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_retrieval_keeps_no_reward_of_a_source_that_was_forgotten_or_counts_for_nothing(stored: bool, tmp_path: Path) -> None:
+    with open_router(tmp_path / "s.db" if stored else None, retrieval=2000) as router:
+        play(router, bad=True)
+        assert router.stats()["retrieval_rows"] > 600 + 80 + 4
+        router.forget_source(BAD)
+        assert router.stats()["retrieval_rows"] == 600 + 80 + 4
+        world = Clusters(0)
+        for t in range(1200):
+            x, best = world.draw()
+            d = router.route(x)
+            right = float(d.index == best)
+            router.feedback(d.id, 1 - right if t % 8 == 0 else right, source=f"t{t % 8}")
+        assert [each.source for each in router.sources() if each.quarantined] == ["t0"]
+        kept = router.stats()["retrieval_rows"]
+        d = router.route(world.draw()[0])
+        router.feedback(d.id, 0.0, source="t0")
+        assert router.stats()["retrieval_rows"] == kept
+        router.feedback(d.id, 1.0, source="t1")
+        assert router.stats()["retrieval_rows"] == kept + 1

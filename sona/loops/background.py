@@ -219,6 +219,7 @@ class BackgroundLoop:
         are found anew. With no cycle under way, and with no patterns in the store.
         """
         self.patterns.reset()
+        self._counted = self._cycles = 0
         if self.window is not None:
             self.window.forget(ids)
         self.replaced()
