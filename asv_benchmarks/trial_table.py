@@ -2,10 +2,10 @@
 
     SONA_DATA=DIR python asv_benchmarks/trial_table.py [--seeds 60-61] [--worlds NAME ...] [--json FILE]
 
-Each trial: a router learns a stream for 300, 1000 or 2000 requests; a candidate is made of it (the frozen model, shrunk, older, replayed,
-trained longer, poisoned, noisy); both go on learning from live traffic, for at most 10,000 requests. Then both are valued over all rows that
-this traffic is drawn from, in expected reward. A candidate that is more than one point (of the range of rewards) better by then should have
-been accepted, one that is more than .2 points worse should not.
+Each trial: a router learns a stream for 50, 300 or 1500 requests; a candidate is made of it (the frozen model, shrunk, older, replayed,
+trained longer, poisoned, noisy); both go on learning from live traffic, for at most 10,000 requests. Then both are valued over all rows
+that this traffic is drawn from, in expected reward. A candidate that is more than one point (of the range of rewards) better by then should
+have been accepted, one that is more than .2 points worse should not.
 """
 
 from __future__ import annotations

@@ -463,8 +463,8 @@ cdef class Policy:
             return None
         return rows_of(record.x, 1, self.dim, self.dim)[0], record.decision.arm
 
-    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, trial=0, rival=0, partner=0,
-               reward=None):
+    def recall(self, id, x, row, propensity, *, candidates=None, chance=(1.0, 0.0, 0.0), own=True, agreed=False, trial=0, rival=0,
+               partner=0, reward=None):
         """
         Remember a decision that was made elsewhere (another process, before a restart, a log), so that `learn` finds it.
 
@@ -569,7 +569,7 @@ cdef class Policy:
         self.partner = partner
 
     def rehearse(self, Instant step not None, Py_ssize_t rows, Py_ssize_t window, double strength):
-        """With each reward from now on, learn `rows` of the `window` newest decisions again, by a step of the identity. See sona/rehearse.h."""
+        """With each reward from now on, learn `rows` of the `window` newest decisions again by a step of the identity: sona/rehearse.h."""
         if step.dim != self.dim or step.precondition != "identity":
             raise SonaValueError(f"step: expected one of the identity for dim {self.dim}, got {step.precondition} for {step.dim}")
         if rows < 1 or window < 1 or not 0 < strength <= 1:
