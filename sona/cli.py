@@ -56,12 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--world",
         choices=("few", "shift", "perm", "rand"),
-        default="shift",
         help="few: arm vectors from 5 labelled examples each; shift: then half of the embedding is rotated; "
         "perm: half of the arm vectors are swapped; rand: they are random (default: shift)",
     )
-    demo.add_argument("--rounds", type=_whole(1, 1_000_000), default=3000, metavar="N", help="rounds to play (default: 3000)")
-    demo.add_argument("--out", default="sona-demo", metavar="DIR", help="where results and store go (default: sona-demo)")
+    demo.add_argument(
+        "--story",
+        choices=("drift", "tasks", "poison"),
+        help="instead: a world that turns half way, five tasks one after the other, or rewards that lie; beside a learner without guard, "
+        "alarm and cycles",
+    )
+    demo.add_argument("--rounds", type=_whole(1, 1_000_000), metavar="N", help="rounds to play (default: 3000; of a story, its own)")
+    demo.add_argument("--out", metavar="DIR", help="where results and store go (default: sona-demo, or sona-demo-STORY)")
     _common(demo)
     demo.set_defaults(run=_demo)
 
@@ -171,12 +176,36 @@ def _demo(arguments: argparse.Namespace) -> int:
     from sona.report import as_json
     from sona.simulate import Interrupted
 
+    if arguments.story is not None:
+        return _story(arguments)
+    out = arguments.out or "sona-demo"
     try:
-        report = run_demo(world=arguments.world, seed=arguments.seed, rounds=arguments.rounds, out=arguments.out, progress=_progress)
+        report = run_demo(
+            world=arguments.world or "shift", seed=arguments.seed, rounds=arguments.rounds or 3000, out=out, progress=_progress
+        )
     except Interrupted as stop:
         print(f"interrupted after {stop.rounds} rounds; run the same command again to resume", file=sys.stderr)
         return 130
-    print(as_json(report) if arguments.json else demo_text(report, arguments.out))
+    print(as_json(report) if arguments.json else demo_text(report, out))
+    return 0
+
+
+def _story(arguments: argparse.Namespace) -> int:
+    from sona.demo import run_story
+    from sona.demo.text import story_text
+    from sona.errors import SonaValueError
+    from sona.report import as_json
+    from sona.simulate import Interrupted
+
+    if arguments.world is not None:
+        raise SonaValueError(f"--world {arguments.world}: a story has its own world")
+    out = arguments.out or f"sona-demo-{arguments.story}"
+    try:
+        report = run_story(arguments.story, seed=arguments.seed, rounds=arguments.rounds, out=out, progress=_progress)
+    except Interrupted as stop:
+        print(f"interrupted after {stop.rounds} rounds; nothing was written", file=sys.stderr)
+        return 130
+    print(as_json(report) if arguments.json else story_text(report, out))
     return 0
 
 

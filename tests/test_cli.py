@@ -55,6 +55,16 @@ def test_demo_json_is_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert (line["state_bytes"] > 0) == (name != "frozen")
 
 
+def test_a_story_prints_its_table_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["demo", "--story", "drift", "--rounds", "300", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "every digit has another answer" in capsys.readouterr().out
+    assert {"report.json", "figure.png"} <= set(os.listdir(tmp_path))
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "report.json").read_text())
+    assert "a story has its own world" in fails([*arguments, "--world", "few"], capsys)
+
+
 @pytest.mark.parametrize("other", [["--seed", "1"], ["--world", "few"]])
 def test_demo_refuses_the_store_of_another_world(tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str]) -> None:
     base = ["demo", "--rounds", "20", "--out", str(tmp_path)]

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sona import MissingExtraError, SonaError, SonaValueError
-from sona.demo import run_demo
+from sona.demo import run_demo, run_story
 from sona.demo.linucb import LinUCB
-from sona.demo.text import demo_text
+from sona.demo.text import demo_text, story_text
 from sona.demo.world import HELD_OUT, LABELLED, WORLDS, World, make_world
 from sona.progress import LINE_S, Progress
 from sona.report import as_json, write_json
@@ -378,4 +378,82 @@ def test_store_and_report_must_be_together(tmp_path: Path) -> None:
 def test_unusable_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SonaValueError, match=message):
         run_demo(out=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+# ---- stories ----
+
+
+def test_a_world_that_turns_raises_one_alarm_and_is_learned_sooner(tmp_path: Path) -> None:
+    report = run_story("drift", seed=2, rounds=2400, out=tmp_path)
+    frozen, ours, bare = (report["policies"][name] for name in ("frozen", "sona", "unguarded"))
+    assert report["alarms"] == 1
+    assert [event["what"] for event in report["did"]] == ["drift alarm"]
+    assert 1200 < report["did"][0]["round"] <= 1264
+    assert ours["phases"][1] > bare["phases"][1] + 0.1
+    assert frozen["phases"][1] < 0.1
+    assert ours["held_out"] > frozen["held_out"] + 0.5
+    assert report["curve"]["sona"][-1] == ours["wrong"]
+    text = story_text(report, tmp_path)
+    assert "1201 to 2400: every digit has another answer" in text
+    assert "drift alarm" in text
+
+
+def test_tasks_are_kept_where_their_reservoirs_are_replayed(tmp_path: Path) -> None:
+    report = run_story("tasks", seed=0, rounds=1500, out=tmp_path)
+    cycles = [event for event in report["did"] if event["what"] == "background cycle"]
+    assert [event["round"] for event in cycles] == [300, 600, 900, 1200, 1500]
+    assert report["kept"]["round"] == [300, 600, 900, 1200, 1500]
+    assert report["kept"]["sona"][-1] == report["policies"]["sona"]["held_out"] > report["policies"]["unguarded"]["held_out"] + 0.03
+    assert "of earlier tasks" in story_text(report, tmp_path)
+
+
+def test_lies_cost_a_guarded_learner_less_in_the_end(tmp_path: Path) -> None:
+    report = run_story("poison", seed=0, out=tmp_path)
+    ours, bare = report["policies"]["sona"], report["policies"]["unguarded"]
+    assert ours["wrong"] < bare["wrong"]
+    assert ours["phases"][2] > bare["phases"][2] + 0.2  # once the block of lies is over
+    assert report["flipped"] == 0.2
+    assert "mallory" in story_text(report, tmp_path)
+
+
+def test_a_story_is_the_same_for_one_seed_and_writes_what_it_returns(tmp_path: Path) -> None:
+    one, two = (run_story("poison", seed=4, rounds=400, out=tmp_path / name) for name in "ab")
+    assert one["curve"] == two["curve"]
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == one
+    assert (tmp_path / "a" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    again = run_story("drift", rounds=200, out=tmp_path / "a")  # another story may take its place
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == again
+
+
+def test_a_story_leaves_other_reports_alone_and_nothing_behind_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_demo(rounds=10, out=tmp_path)
+    before = (tmp_path / "report.json").read_text()
+    with pytest.raises(SonaValueError, match=r"not the report of a story.*--out"):
+        run_story("drift", rounds=200, out=tmp_path)
+    assert (tmp_path / "report.json").read_text() == before
+    calls = iter(range(1000))
+
+    def feedback(*_: object) -> None:
+        if next(calls) == 50:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sona.simulate.Frozen.feedback", feedback)
+    with pytest.raises(Interrupted) as stop:
+        run_story("drift", rounds=200, out=tmp_path / "new")
+    assert stop.value.rounds == 50
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_story_without_matplotlib_has_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report = run_story("drift", rounds=100, out=tmp_path)
+    assert report["figure"] is None
+    assert "no figure" in story_text(report, tmp_path)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"rounds": 99}, "rounds"), ({"seed": -1}, "seed"), ({"story": "flat"}, "story")])
+def test_a_story_refuses_unusable_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SonaValueError, match=message):
+        run_story(**({"story": "drift", "out": tmp_path / "new"} | options))
     assert not (tmp_path / "new").exists()

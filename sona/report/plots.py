@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,14 +13,17 @@ from sona.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, told apart by dash and width too.
 STYLES: dict[str, tuple[str, str, float]] = {
     "frozen": ("#000000", ":", 1.8),
     "sona": ("#0072B2", "-", 2.2),
     "LinUCB": ("#D55E00", "--", 1.6),
+    "unguarded": ("#D55E00", "--", 1.6),
 }
 ROLLING = 250  # rounds behind each point of the rolling accuracy
+STORY_ROLLING = 100  # the same for a story, where what matters is how soon
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,7 @@ def draw(curves: Sequence[Curve], path: str | os.PathLike[str], *, title: str) -
     MissingExtraError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("figures need matplotlib: pip install 'sona[plot]'") from None
-
-    figure = Figure(figsize=(10.5, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _blank()
     left, right = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=12)
     rounds, series = joined(curves)
@@ -65,6 +61,66 @@ def draw(curves: Sequence[Curve], path: str | os.PathLike[str], *, title: str) -
     left.set_ylim(bottom=0)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(series) + 1, frameon=False, fontsize=10)
     figure.savefig(path, format="png")
+
+
+def draw_story(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """
+    Accuracy over the last 100 rounds and wrong answers so far of a story of ``sona demo``, as PNG; phases are bands, alarms triangles.
+
+    Where there are tasks, the right half shows what is kept of them instead.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
+    figure = _blank()
+    left, right = figure.subplots(1, 2)
+    lines = [
+        f"{'shaded' if number % 2 else 'white'} from {phase['start']}: {phase['what']}" for number, phase in enumerate(report["phases"])
+    ]
+    about = [f"Handwritten digits, story {report['story']}, seed {report['seed']}"]
+    about += ["   ".join(lines[at : at + 3]) for at in range(0, len(lines), 3)]
+    figure.suptitle("\n".join(about), fontsize=9)
+    kept = report["kept"]
+    rounds = np.concatenate([[0], report["curve"]["round"]])
+    for name in report["policies"]:
+        wrong = np.concatenate([[0], report["curve"][name]])
+        colour, dash, width = STYLES[name]
+        behind = np.searchsorted(rounds, rounds[1:] - STORY_ROLLING, side="left")
+        left.plot(
+            rounds[1:], 1 - (wrong[1:] - wrong[behind]) / (rounds[1:] - rounds[behind]), dash, color=colour, linewidth=width, label=name
+        )
+        if kept is None:
+            right.plot(rounds, wrong, dash, color=colour, linewidth=width)
+        else:
+            right.plot(kept["round"], kept[name], dash, color=colour, linewidth=width, marker="o", markersize=4)
+    second = "Wrong answers so far" if kept is None else "Held-out accuracy on all tasks so far, at the end of each"
+    for axes, what in ((left, f"Accuracy of the last {STORY_ROLLING} rounds"), (right, second)):
+        _dress(axes, what, [])
+        ends = [phase["start"] for phase in report["phases"][1:]] + [report["rounds"]]
+        for number, (phase, end) in enumerate(zip(report["phases"], ends, strict=True)):
+            if number % 2:
+                axes.axvspan(phase["start"], end, color="#F0E442", alpha=0.22, linewidth=0, zorder=0)
+    left.set_ylim(0, 1.02)
+    right.set_xlim(left.get_xlim())
+    right.set_ylim(0, None if kept is None else 1.02)
+    at = [event["round"] for event in report["did"] if event["what"] == "drift alarm"]
+    if at:
+        left.plot(at, [0.03] * len(at), "^", color=STYLES["sona"][0], markersize=8, linestyle="none", label="drift alarm of sona")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
+    figure.savefig(path, format="png")
+
+
+def _blank() -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("figures need matplotlib: pip install 'sona[plot]'") from None
+    figure = Figure(figsize=(10.5, 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def joined(curves: Sequence[Curve]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
