@@ -158,6 +158,33 @@ cdef extern from "sona/guard.h" nogil:
     void sona_guard_weights(const sona_guard *guard, double *weight)
     void sona_guard_update(sona_guard *guard, const float *chance, double propensity, double reward, double expected, double weight)
 
+# ---- sona/adwin.h ----
+cdef extern from "sona/adwin.h" nogil:
+    enum:
+        SONA_ADWIN_BUCKET
+        SONA_ADWIN_MEMORY
+        SONA_ADWIN_SIZES
+        SONA_ADWIN_LIKE
+
+    ctypedef struct sona_adwin_bucket:
+        double sum, squares
+        uint64_t id
+
+    ctypedef struct sona_adwin:
+        double delta
+        uint32_t count[6]
+        sona_adwin_bucket bucket[6][6]
+        double total, squares
+        uint64_t width
+        sona_adwin_bucket open
+        uint64_t waiting, added, changed
+        double level
+
+    void sona_adwin_init(sona_adwin *adwin, double delta)
+    int sona_adwin_add(sona_adwin *adwin, uint64_t id, double value)
+    double sona_adwin_mean(const sona_adwin *adwin)
+    uint64_t sona_adwin_first(const sona_adwin *adwin)
+
 # ---- sona/trust.h ----
 cdef extern from "sona/trust.h" nogil:
     ctypedef struct sona_trust:

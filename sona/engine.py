@@ -25,6 +25,7 @@ from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValu
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult, Proposal
+from sona.loops.drift import Drift
 from sona.loops.forgetting import ForgetReport, Relearner
 from sona.loops.gate import GateConfig
 from sona.loops.instant import InstantLoop, InstantLoopConfig
@@ -66,6 +67,8 @@ class SonaEngine:
     background : BackgroundLoopConfig, optional
     sources : SourceLimits, optional
         What a source of a router's rewards may do; None: anything.
+    drift : bool
+        Whether a policy's rewards are watched for a change of the world.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class SonaEngine:
         One of each per layer.
     loop_a : InstantLoop
     loop_b : BackgroundLoop
+    drift : Drift or None
 
     Thread-safety
     -------------
@@ -90,6 +94,7 @@ class SonaEngine:
         policy: Callable[["SonaEngine"], Policy] | None = None,
         background: BackgroundLoopConfig | None = None,
         sources: SourceLimits | None = None,
+        drift: bool = False,
     ) -> None:
         c = self.config = config or SonaConfig()
         self.name = name
@@ -120,11 +125,13 @@ class SonaEngine:
         self.unlogged = 0  # rewards learned that no log has: of trajectories, and of a warm start
         self._rewards: deque[tuple[int, float, str | None, int, float]] = deque()  # without a store: id, reward, source, requests, time
         self._learning = threading.Lock()  # without a store: held while a reward is learned
+        self.drift: Drift | None = None
         self.journal: Journal | None = None
         try:
             if policy is not None:
                 self.policy = policy(self)
                 self._rewards = deque(maxlen=self.policy.capacity)
+                self.drift = Drift(self.policy) if drift else None
             if self.store is not None:
                 self.journal = Journal(self.store, self, name=name, fingerprint=model_fingerprint)
                 if self.policy is not None:
@@ -139,6 +146,7 @@ class SonaEngine:
                 c.hidden_dim,
                 policy=self.policy,
                 journal=self.journal,
+                drift=self.drift,
                 max_discard=c.max_discard,
             )
         except BaseException:
@@ -368,18 +376,20 @@ class SonaEngine:
             return self._forget_in_memory(self.policy, source) if self.journal is None else self._forget_in_store(self.policy, source)
 
     def _relearner(self, policy: Policy) -> Relearner:
-        return Relearner(policy, self._make_adapter(), self._make_instant(), self.sources.limits)
+        return Relearner(policy, self._make_adapter(), self._make_instant(), self.sources.limits, drift=self.drift is not None)
 
     def _without(self, learner: Relearner, policy: Policy) -> dict[str, npt.NDArray[Any]]:
         """The state with that learner in the place of the policy's own."""
         kept = {
             key: value
             for key, value in self.state().items()
-            if not key.startswith(("layer0.", "policy.", "trial.", "sources.", "unlogged"))
+            if not key.startswith(("layer0.", "policy.", "trial.", "sources.", "drift.", "unlogged"))
         }
         layer = rows_of(learner.policy.adapter) | learner.policy.instant.state()
         kept |= {f"layer0.{key}": value for key, value in layer.items()}
         kept |= {f"policy.{key}": value for key, value in learner.arrays(policy).items()}
+        if learner.drift is not None:
+            kept |= {f"drift.{key}": value for key, value in learner.drift.state().items()}
         return kept | {f"sources.{key}": value for key, value in learner.sources.state().items()}
 
     def _forget_in_memory(self, policy: Policy, source: str) -> ForgetReport:
@@ -786,6 +796,8 @@ class SonaEngine:
                 arrays |= {f"partner.{key}": value for key, value in learned(self.policy.partner).items()}
         if self._trial is not None:
             arrays |= {f"trial.{key}": value for key, value in self._trial.state().items()}
+        if self.drift is not None:
+            arrays |= {f"drift.{key}": value for key, value in self.drift.state().items()}
         if self.unlogged:
             arrays["unlogged"] = np.array([self.unlogged])
         return arrays | {f"sources.{key}": value for key, value in self.sources.state().items()}
@@ -818,6 +830,8 @@ class SonaEngine:
         if self.policy is not None and trial:
             self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)
             self._trial.begin()
+        if self.drift is not None:
+            self.drift.restore(part(arrays, "drift."))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and everything learned to a snapshot directory; the one before is kept beside it."""

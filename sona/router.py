@@ -113,6 +113,8 @@ class Router:
         Of `background_learn`.
     sources : SourceLimits or None
         How much the rewards of one source may count, where `feedback` names sources; None: as much as they like.
+    drift : bool
+        Watch the rewards, and doubt what was learned where they fall behind what was expected: see docs/drift.md.
 
     Attributes
     ----------
@@ -155,6 +157,7 @@ class Router:
         model_fingerprint: str | None = None,
         background: BackgroundLoopConfig | None = None,
         sources: SourceLimits | None = _LIMITS,
+        drift: bool = True,
     ) -> None:
         vectors = _arm_vectors(arms, dim, seed)
         _refuse_same_text(vectors)
@@ -211,6 +214,7 @@ class Router:
             policy=make_policy,
             background=background,
             sources=sources,
+            drift=drift,
         )
         assert self.engine.policy is not None
         self._policy: Policy = self.engine.policy
@@ -437,7 +441,7 @@ class Router:
         return self.engine.state_bytes + int(self._policy.bytes) + partner
 
     def stats(self) -> dict[str, Any]:
-        """Counters by name; "engine" holds the engine's."""
+        """Counters by name; "drift" holds the alarms (None when switched off), "engine" the engine's counters."""
         p = self._policy
         return {
             "arms": len(p.arms),
@@ -452,6 +456,7 @@ class Router:
             "trust": p.trust,
             "guard_weights": p.guard_weights,
             "pool": p.own_share if p.partner is not None else None,
+            "drift": None if self.engine.drift is None else self.engine.drift.stats(),
             "state_bytes": self.state_bytes,
             "pending_bytes": p.pending_bytes,
             "retrieval_rows": 0 if self._retrieval is None else len(self._retrieval),

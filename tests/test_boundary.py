@@ -14,7 +14,7 @@ from sona.errors import SonaTypeError, SonaValueError
 from sona.ewc.boundary import MAX_BUCKETS, WARM_UP, Adwin, PageHinkley
 
 SEEDS = 20
-DETECTORS: list[Callable[[], Any]] = [Adwin, PageHinkley]
+DETECTORS: list[Callable[[], Any]] = [Adwin, lambda: Adwin(bucket=16, clock=16, memory=1024), PageHinkley]
 
 
 def surprises(seed: int, n: int, success: float, expected: float) -> list[float]:
@@ -141,6 +141,39 @@ def test_adwin_cuts_where_the_bound_of_the_paper_says() -> None:
             assert detector.width == n, gap
 
 
+@given(st.lists(st.floats(-1, 1, width=16), max_size=300), st.integers(1, 20), st.integers(1, 3), st.integers(2, 9))
+def test_adwin_with_larger_buckets_keeps_mean_and_variance_within_its_memory(
+    values: list[float], bucket: int, clock: int, memory: int
+) -> None:
+    detector = Adwin(0.05, bucket=bucket, clock=bucket * clock, memory=bucket * memory)
+    for i, value in enumerate(values):
+        before = detector.mean
+        cut = detector.update(value)
+        assert detector.waiting == (i + 1) % bucket
+        assert detector.width <= bucket * memory
+        assert not cut or ((i + 1) % (bucket * clock) == 0 and (detector.change != 0 or detector.mean == before))
+        full = values[: i + 1 - detector.waiting]
+        window = np.array(full[len(full) - detector.width :])
+        if len(window):
+            assert detector.mean == pytest.approx(window.mean(), abs=1e-12)
+            assert detector.variance == pytest.approx(window.var(), abs=1e-12)
+
+
+def test_adwin_says_which_way_the_mean_moved() -> None:
+    detector = Adwin(bucket=16, clock=16)
+    assert detector.change == 0
+    assert alarms(detector, [0.0] * 320 + [-0.5] * 160)
+    assert detector.change < 0
+    alarms(detector, [0.5] * 160)
+    assert detector.change > 0
+
+
+def test_a_bounded_memory_does_not_see_what_shows_over_many_values_only() -> None:
+    values = surprises(0, 6000, 0.9, 0.9) + surprises(1, 6000, 0.87, 0.9)
+    assert alarms(Adwin(bucket=16, clock=16), values)
+    assert not alarms(Adwin(bucket=16, clock=16, memory=512), values)
+
+
 # ---- an independent implementation ----
 
 
@@ -221,6 +254,9 @@ PAGE = {"count": 3, "mean": 0.1, "sum": 0.1, "largest": 0.2}
         (Adwin, ADWIN, {"rows": [0, 1]}),
         (Adwin, ADWIN, {"rows": [1, 0.5]}),
         (Adwin, ADWIN, {"rows": [99, 0]}),
+        (Adwin, ADWIN, {"open": [1, 0.0, 0.0]}),
+        (Adwin, ADWIN, {"open": [0, 0.0]}),
+        (Adwin, ADWIN, {"open": [-1, 0.0, 0.0]}),
         (Adwin, ADWIN, {"rows": [0] * 6, "sums": [0.25] * 6, "squares": [0.0] * 6}),
         (PageHinkley, PAGE, {"count": "3"}),
         (PageHinkley, PAGE, {"count": None}),
@@ -258,6 +294,9 @@ def test_what_is_no_surprise_is_refused_and_changes_nothing(make: Callable[[], A
         (lambda: Adwin(0), r"delta: expected a number in \(0, 1\), got 0"),
         (lambda: Adwin(1.5), r"delta: expected a number in \(0, 1\), got 1.5"),
         (lambda: Adwin(math.nan), "delta"),
+        (lambda: Adwin(bucket=0), "clock: expected a multiple of bucket >= 1, got 32 and 0"),
+        (lambda: Adwin(bucket=16, clock=24), "clock: expected a multiple of bucket >= 1, got 24 and 16"),
+        (lambda: Adwin(bucket=16, clock=16, memory=31), "memory: expected at least two buckets of 16 values, got 31"),
         (lambda: PageHinkley(-1), "delta: expected a number of at least 0, got -1"),
         (lambda: PageHinkley(0.1, 0), "threshold: expected a positive number, got 0"),
         (lambda: PageHinkley(0.1, math.inf), "threshold"),

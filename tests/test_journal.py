@@ -54,7 +54,9 @@ def poll(router: Router) -> None:
 
 
 def learned_bits(router: Router) -> list[bytes]:
-    return [name.encode() + array.tobytes() for name, array in router.engine.state().items()]
+    """All but the ids and the time of drift alarms, which are those of a session."""
+    kept = router.engine.state().items()
+    return [name.encode() + array.tobytes() for name, array in kept if name not in ("drift.ids", "drift.alarms", "drift.time")]
 
 
 # ---- restarts ----

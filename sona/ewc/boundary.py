@@ -52,31 +52,51 @@ class Adwin:
     ----------
     delta : float
         Bound on the chance of a false alarm, in (0, 1).
+    bucket : int
+        Values of the smallest bucket, in which a change is not looked for; it divides `clock`.
+    clock : int
+        Values between looks at the window.
+    memory : int, optional
+        Most values of the window: what is older is forgotten, and a change that is too small to show within that many is not found.
+        Without it every difference is found in time, also that between a policy which still learns and one which has.
 
     Attributes
     ----------
     width : int
-        Values in the window.
+        Values in the window, without those of a bucket that is not full yet.
+    change : float
+        How far the mean of the window moved when it was cut the last time; 0 before that.
 
     Thread-safety
     -------------
     One thread at a time.
     """
 
-    def __init__(self, delta: float = 1e-3) -> None:
+    def __init__(self, delta: float = 1e-3, *, bucket: int = 1, clock: int = CLOCK, memory: int | None = None) -> None:
         if not 0 < finite(delta, "delta") < 1:
             raise SonaValueError(f"delta: expected a number in (0, 1), got {delta}")
-        self.delta = float(delta)
+        if bucket < 1 or clock < 1 or clock % bucket:
+            raise SonaValueError(f"clock: expected a multiple of bucket >= 1, got {clock} and {bucket}")
+        if memory is not None and memory < 2 * bucket:
+            raise SonaValueError(f"memory: expected at least two buckets of {bucket} values, got {memory}")
+        self.delta, self.bucket, self.clock, self.memory = float(delta), bucket, clock, memory
         self.reset()
 
     def reset(self) -> None:
         """Forget all values."""
         self.width = 0
         self._total = 0.0
+        self.change = 0.0
         self._squares = 0.0  # sum of squared deviations from the mean
         self._updates = 0
-        # Row i: buckets of 2^i values, oldest first, each (sum, sum of squared deviations from its own mean)
+        # Row i: buckets of bucket * 2^i values, oldest first, each (sum, sum of squared deviations from its own mean)
         self._rows: list[list[tuple[float, float]]] = [[]]
+        self._open = (0, 0.0, 0.0)  # the bucket that is not full: values, sum, squared deviations
+
+    @property
+    def waiting(self) -> int:
+        """Values of the bucket that is not full yet."""
+        return self._open[0]
 
     @property
     def mean(self) -> float:
@@ -98,19 +118,32 @@ class Adwin:
             Anything else than a number in [-1, 1]. The state is as it was.
         """
         value = _surprise(value)
-        self._squares += self.width / (self.width + 1) * (value - self.mean) ** 2
-        self._total += value
-        self.width += 1
-        self._rows[0].append((value, 0.0))
-        self._compress()
         self._updates += 1
-        if self._updates % CLOCK:
+        count, total, squares = self._open
+        if count:
+            squares += count / (count + 1) * (value - total / count) ** 2
+        count, total = count + 1, total + value
+        if count < self.bucket:
+            self._open = (count, total, squares)
             return False
-        changed = False
+        self._open = (0, 0.0, 0.0)
+        self._squares += squares + self.width * count / (self.width + count) * (total / count - self.mean) ** 2
+        self._total += total
+        self.width += count
+        self._rows[0].append((total, squares))
+        self._compress()
+        if self.memory is not None:
+            while self.width > self.memory:
+                self._drop_oldest()
+        if self._updates % self.clock:
+            return False
+        if not self._is_cut():
+            return False
+        before = self.mean
         while self._is_cut():
             self._drop_oldest()
-            changed = True
-        return changed
+        self.change = self.mean - before
+        return True
 
     def _compress(self) -> None:
         for i, row in enumerate(self._rows):
@@ -120,8 +153,8 @@ class Adwin:
             del row[:2]
             if i + 1 == len(self._rows):
                 self._rows.append([])
-            # Two means sum / 2^i that far apart: n0 n1 / (n0 + n1) times the squared difference
-            self._rows[i + 1].append((sum0 + sum1, squares0 + squares1 + (sum0 - sum1) ** 2 / (2 << i)))
+            # Two means sum / n that far apart, n = bucket * 2^i: n0 n1 / (n0 + n1) times the squared difference
+            self._rows[i + 1].append((sum0 + sum1, squares0 + squares1 + (sum0 - sum1) ** 2 / (2 * self.bucket << i)))
 
     def _is_cut(self) -> bool:
         n, n0, sum0 = self.width, 0, 0.0
@@ -130,7 +163,7 @@ class Adwin:
         scale, variance = math.log(2 * math.log(n) / self.delta), self.variance
         for i in reversed(range(len(self._rows))):
             for total, _ in self._rows[i]:
-                n0 += 1 << i
+                n0 += self.bucket << i
                 sum0 += total
                 if n0 == n:
                     return False
@@ -144,13 +177,14 @@ class Adwin:
         total, squares = self._rows[i].pop(0)
         if not self._rows[i] and i:
             del self._rows[i]
-        n0, n1 = 1 << i, self.width - (1 << i)
+        n0, n1 = self.bucket << i, self.width - (self.bucket << i)
         self.width, self._total = n1, self._total - total
         self._squares -= squares + n0 * n1 / (n0 + n1) * (total / n0 - self.mean) ** 2
 
     def state(self) -> dict[str, Any]:
         """Numbers and lists of numbers, as JSON holds them, without the settings."""
         buckets = [(i, *bucket) for i in reversed(range(len(self._rows))) for bucket in self._rows[i]]  # oldest first
+        waiting = {"open": list(self._open)} if self._open[0] else {}
         return {
             "updates": self._updates,
             "total": self._total,
@@ -158,6 +192,7 @@ class Adwin:
             "rows": [i for i, _, _ in buckets],
             "sums": [total for _, total, _ in buckets],
             "squares": [squares for _, _, squares in buckets],
+            **waiting,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -171,21 +206,26 @@ class Adwin:
         """
         updates, total, deviations = (_number(state, name, low) for name, low in (("updates", 0), ("total", -math.inf), ("deviations", -1)))
         try:
+            count, own, square = state.get("open", (0, 0.0, 0.0))
+            waiting = operator.index(count), float(own), float(square)
             buckets = list(zip(state["rows"], state["sums"], state["squares"], strict=True))
             levels = [operator.index(i) for i, _, _ in buckets]
             sums = [float(own) for _, own, _ in buckets]
             squares = [float(own) for _, _, own in buckets]
         except (KeyError, TypeError, ValueError):
-            raise SonaValueError("state: expected rows, sums and squares as lists of numbers of equal length") from None
+            raise SonaValueError("state: expected rows, sums and squares as lists of numbers of equal length, and three as open") from None
+        if not (0 <= waiting[0] < self.bucket and abs(waiting[1]) <= waiting[0] and 0 <= waiting[2] <= waiting[0]):
+            raise SonaValueError(f"state: expected fewer than {self.bucket} values in [-1, 1] as open, got {waiting}")
         sorted_rows = levels == sorted(levels, reverse=True) and all(0 <= i < MAX_ROWS for i in levels)
         if not sorted_rows or any(levels.count(i) > MAX_BUCKETS for i in levels):
             raise SonaValueError(f"state: expected up to {MAX_BUCKETS} buckets a row, the largest rows first, got {levels}")
-        if not all(abs(own) <= 1 << i and 0 <= square <= 1 << i for i, own, square in zip(levels, sums, squares, strict=True)):
+        sizes = [self.bucket << i for i in levels]
+        if not all(abs(own) <= n and 0 <= square <= n for n, own, square in zip(sizes, sums, squares, strict=True)):
             raise SonaValueError("state: expected sums and squares of values in [-1, 1]")
-        width = sum(1 << i for i in levels)
+        width = sum(sizes)
         if not math.isclose(total, sum(sums), rel_tol=1e-6, abs_tol=1e-6 * (1 + width)):
             raise SonaValueError(f"state: expected the total of the sums, {sum(sums):g}, got {total:g}")
-        self.width, self._total, self._squares, self._updates = width, total, deviations, int(updates)
+        self.width, self._total, self._squares, self._updates, self._open = width, total, deviations, int(updates), waiting
         self._rows = [[] for _ in range(1 + max(levels, default=0))]
         for i, own, square in zip(levels, sums, squares, strict=True):
             self._rows[i].append((own, square))

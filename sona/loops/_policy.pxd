@@ -3,6 +3,7 @@ from libc.stdint cimport uint64_t
 
 from sona._c cimport sona_decision, sona_evidence, sona_kernels, sona_pending, sona_policy, sona_record, sona_rehearsal, sona_ring
 from sona.adapters._lora cimport Adapter
+from sona.loops._drift cimport Watch
 from sona.loops._instant cimport Instant
 
 
@@ -35,13 +36,16 @@ cdef class Policy:
     cdef public uint64_t next_id
     cdef readonly uint64_t first_id
     cdef readonly uint64_t learned, revised, unknown, rejected
-    cdef readonly double surprise
     cdef readonly Policy rival        # on trial beside this one, or None
     cdef readonly object judge        # what its trial tells about each reward
     cdef readonly int trial           # number of the trial
     cdef readonly Policy partner      # in a pool with this one, or None
     cdef readonly Instant rehearser   # the step by which decisions are rehearsed, or None
     cdef sona_rehearsal rehearsal
+    cdef public uint64_t since        # id of the first decision that may be rehearsed
+    cdef public Watch watch           # of the first rewards of own choices, or None
+    cdef public object on_alarm       # called where it sees a fall
+    cdef readonly double surprise, last_surprise    # decayed mean of r - p; r - p of the newest first reward, NaN before it
     cdef const float *_unit(self, object x) except NULL
     cdef object _candidates(self, object candidates)
     cdef int _judge(self, const sona_decision *d, double reward, object source) except -1

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 from sona._arrays import Floats
 from sona.adapters._lora import Adapter
+from sona.loops._drift import Watch
 from sona.loops._instant import Instant
 
 Logged = tuple[int, float, bytes, int, int, bytes | None, float, tuple[float, float, float], bool, bool, int, int, int]
@@ -41,6 +42,10 @@ class Policy:
     trial: int
     partner: Policy | None
     rehearser: Instant | None
+    last_surprise: float
+    since: int
+    watch: Watch | None
+    on_alarm: Callable[[], object] | None
     def __new__(
         cls,
         adapter: Adapter,
@@ -75,6 +80,7 @@ class Policy:
     def explain_decision(self, id: int) -> dict[Any, dict[str, float]]: ...
     def score(self, id: int, reward: float) -> float | None: ...
     def learn(self, id: int, reward: float, weight: float = 1.0, source: str | None = None) -> bool: ...
+    def doubt(self, share: float) -> None: ...
     def learn_logged(self, x: Any, name: Any, reward: float, candidates: Sequence[Any] | None = None) -> None: ...
     def count_unknown(self) -> None: ...
     def knows(self, id: int) -> bool: ...

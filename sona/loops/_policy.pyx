@@ -115,6 +115,7 @@ cdef class Policy:
             raise MemoryError("policy: out of memory")
         self.names, self.rows, self.arms, self.positions = [], {}, (), None
         self.next_id = self.first_id = first_id
+        self.last_surprise = NAN
         self.tau, self.explore, self.guarded, self.capacity = tau, explore, guard, 1 << (pending - 1).bit_length()
 
     def __dealloc__(self):
@@ -415,12 +416,30 @@ cdef class Policy:
         else:
             self.learned += 1
             self.surprise += 0.02 * (step.surprise - self.surprise)
+            self.last_surprise = step.surprise
             if self.rehearser is not None:
-                sona_rehearse(&self.rehearsal, self.pending, self.handle, self.first_id, self.next_id - 1)
+                sona_rehearse(&self.rehearsal, self.pending, self.handle, max(self.first_id, self.since), self.next_id - 1)
             if self.judge is not None and record.decision.trial == self.trial:
                 self._judge(&record.decision, reward, source)
-        record.learned = 1
+            record.learned = 1
+            if record.decision.own and self.watch is not None and self.watch.add(record.id, step.surprise) < 0:
+                self.on_alarm()
         return True
+
+    def doubt(self, double share):
+        """
+        Multiply the correction and trust by share, in (0, 1]: without costs no first choice changes, but all become less certain.
+
+        Earlier outcomes can no longer be taken back exactly; see `sona.Router.feedback`.
+        """
+        if not 0 < share <= 1:
+            raise SonaValueError(f"share: expected a number in (0, 1], got {share}")
+        cdef sona_policy_state s
+        adapter = self.adapter
+        adapter.assign(adapter.down, adapter.up * np.float32(share), adapter.offset, adapter.info()["base"])
+        s = sona_policy_get_state(self.handle)
+        s.trust.value *= share
+        sona_policy_set_state(self.handle, s)
 
     def learn_logged(self, x, name, double reward, candidates=None):
         """Learn from a decision of another policy: x (dim), the arm it showed and its reward in [0, 1]."""

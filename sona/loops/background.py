@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sona.adapters import Factors, Version
 from sona.errors import SonaValueError
 from sona.loops._policy import Policy
+from sona.loops.drift import Drift
 from sona.loops.gate import GateConfig, remembered
 from sona.loops.journal import Journal
 from sona.loops.logged import logged_duel
@@ -151,6 +152,8 @@ class BackgroundLoop:
         Whose decisions are replayed. Without one every cycle is skipped: a step that a caller computed cannot be computed again.
     journal : Journal or None
         Of the same learner, opened.
+    drift : Drift or None
+        What was decided before the last change that it found is not replayed, but for the reservoirs of earlier tasks.
     max_discard : float
         See `Adapter`.
 
@@ -177,6 +180,7 @@ class BackgroundLoop:
         *,
         policy: Policy | None = None,
         journal: Journal | None = None,
+        drift: Drift | None = None,
         max_discard: float = 0.05,
     ) -> None:
         bank = PatternConfig(embedding_dim=hidden_dim) if config.patterns is None else config.patterns
@@ -185,6 +189,7 @@ class BackgroundLoop:
         self.config = config
         self.patterns = RequestPatterns(bank, policy, journal)
         self._policy, self._max_discard = policy, max_discard
+        self._drift, self._alarms = drift, 0 if drift is None else drift.alarms
         self._running = threading.Lock()
         self._cycles = 0
         self._counted = 0  # ids below it do not count as new any more
@@ -197,6 +202,9 @@ class BackgroundLoop:
     def note(self) -> None:
         """Take a mark of the learner when one is due; to be called after rewards are learned."""
         policy = self._policy
+        if self._drift is not None and self._drift.alarms != self._alarms:
+            self._alarms = self._drift.alarms
+            self.replaced()
         if policy is not None and policy.learned >= self._mark_at:
             self._mark_at = policy.learned + min(max(policy.learned // 40, MARK_EVERY[0]), MARK_EVERY[1])
             self._marks.append(Mark.of(policy))
@@ -267,8 +275,9 @@ class BackgroundLoop:
         if self._policy is None or self.window is None:
             return BackgroundResult.skipped("there is no policy whose decisions could be replayed")
         began = time.perf_counter()
-        arms = self._policy.version
-        rows = self.window.newest()
+        self.note()
+        arms, alarms = self._policy.version, self._alarms
+        rows = self.window.newest(self._since)
         new = rows.take(self._own(rows) & (rows.id >= self._counted) if self._cycles else np.ones(len(rows), np.bool_))
         if len(new) < self.config.min_trajectories:
             return BackgroundResult.skipped(f"insufficient trajectories, {len(new)} of {self.config.min_trajectories}")
@@ -277,6 +286,8 @@ class BackgroundLoop:
         found = self.patterns.learn(rows)
         if self._policy.version != arms:
             return BackgroundResult.skipped("arms were added or removed meanwhile")
+        if self._drift is not None and self._drift.alarms != alarms:
+            return BackgroundResult.skipped("the drift alarm was raised meanwhile")
         version = None if proposal is None else keep(proposal)
         own = rows.id[self._own(rows)]
         self._counted = int(own[-1]) + 1 if len(own) else self._counted
@@ -303,6 +314,11 @@ class BackgroundLoop:
         chosen = enough[-1] if enough else 0
         return marks[chosen], unseen[chosen]
 
+    @property
+    def _since(self) -> int:
+        """Id of the first decision after the last change."""
+        return 0 if self._drift is None else self._drift.since
+
     def _own(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which rows are decisions of this process: their ids are in the order in which they were made."""
         assert self._policy is not None
@@ -311,7 +327,7 @@ class BackgroundLoop:
     def _propose(self, policy: Policy, mark: Mark, old: Rows, fresh: Rows) -> Proposal | None:
         assert self.window is not None
         config = self.config
-        reservoir = self.window.reservoir()
+        reservoir = self.window.reservoir(self._since)
         older = reservoir.take(~np.isin(reservoir.id, np.concatenate([old.id, fresh.id])))
         replayed = older.joined(old)
         if not len(replayed):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sona.adapters import Adapter
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
+from sona.loops.drift import Drift
 from sona.loops.journal import Journal
 from sona.loops.limits import SourceLimits, Sources
 
@@ -52,18 +53,22 @@ class Relearner:
     adapter, instant : Adapter, Instant
         Made as the policy's own were.
     limits : SourceLimits or None
+    drift : bool
+        Whether alarms are raised on the way, as they were.
 
     Attributes
     ----------
+    drift : Drift or None
     learned, missed : int
         Rewards that it has learned or found to count for nothing, and those whose decision or arm is gone.
     """
 
-    def __init__(self, policy: Policy, adapter: Adapter, instant: Instant, limits: SourceLimits | None) -> None:
+    def __init__(self, policy: Policy, adapter: Adapter, instant: Instant, limits: SourceLimits | None, *, drift: bool = False) -> None:
         self.policy = Policy(
             adapter, instant, tau=policy.tau, explore=policy.explore, guard=policy.guarded, pending=policy.capacity
         )  # as a Router makes its own
         self.policy.take_arms(policy)
+        self.drift = Drift(self.policy) if drift else None
         self.sources = Sources(limits)
         self.learned = self.missed = 0
         self.last: dict[int, float] = {}  # reward of each decision that has been learned

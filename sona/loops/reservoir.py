@@ -84,6 +84,11 @@ class Tasks:
         """Of all tasks, each once, ascending."""
         return sorted({id for each in self.kept.values() for id in each.ids})
 
+    def since(self, first: int) -> list[int]:
+        """`ids` without those below `first` of the task that began last."""
+        old = {id for id in self.kept[next(reversed(self.kept))].ids if id < first} if self.kept else set()
+        return [id for id in self.ids if id not in old]
+
     def state(self) -> dict[str, Any]:
         """Everything but the random stream, for JSON."""
         return {"size": self.size, "tasks": [[name, each.seen, each.ids, each.tolerance] for name, each in self.kept.items()]}

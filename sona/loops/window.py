@@ -47,27 +47,31 @@ class Window:
                 except (SonaValueError, ValueError, KeyError, TypeError) as error:
                     raise SonaCorruptError(f"reservoirs {self._state_name!r}: expected what sona wrote, got: {error}") from error
 
-    def newest(self) -> Rows:
-        """The newest rewarded decisions, oldest first: those that the policy remembers, and before them what the store has."""
-        own = Rows.remembered(self._policy, self._newest)
+    def newest(self, since: int = 0) -> Rows:
+        """
+        The newest rewarded decisions with an id of at least `since`, oldest first: those that the policy remembers, and before them what
+        the store has.
+        """
+        own = Rows.remembered(self._policy, self._newest, since)
         if self._journal is None or len(own) == self._newest:
             return own
         self._journal.flush()
         known = set(own.id.tolist())
-        found = ((row, reward) for row, reward in self._journal.store.decisions(self._newest) if reward is not None and row.id not in known)
+        stored = ((row, reward) for row, reward in self._journal.store.decisions(self._newest) if row.id >= since)
+        found = ((row, reward) for row, reward in stored if reward is not None and row.id not in known)
         both = self._stored(found).joined(own)
         return both.take(np.arange(max(len(both) - self._newest, 0), len(both)))
 
-    def reservoir(self) -> Rows:
-        """The rows of every task's reservoir that are still to be had."""
+    def reservoir(self, since: int = 0) -> Rows:
+        """The rows of every task's reservoir that are still to be had; of the task that began last those with an id of at least `since`."""
         if self._journal is not None:
             self._journal.flush()
             store = self._journal.store
-            found = ((store.decision(id), store.reward(id)) for id in self.tasks.ids)
+            found = ((store.decision(id), store.reward(id)) for id in self.tasks.since(since))
             return self._stored((row, reward) for row, reward in found if row is not None and reward is not None)
         self._kept = self._kept.renumbered(self._names(self._arms), self._names(self._policy.names_by_row()))
         self._arms = self._policy.names_by_row()
-        return self._kept
+        return self._kept.take(np.isin(self._kept.id, np.array(self.tasks.since(since), np.uint64)))
 
     def offer(self, rows: Rows) -> None:
         """Put decisions of this process that have not been offered before to the reservoir of the task that began last."""
