@@ -256,7 +256,9 @@ def test_states_without_an_alarm_are_read_and_damaged_ones_refused() -> None:
 
 
 def test_a_cycle_replays_what_came_after_the_change_and_the_reservoirs_of_earlier_tasks(tmp_path: Path) -> None:
-    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=20, k_clusters=6), min_trajectories=50, reservoir_rows=30)
+    config = BackgroundLoopConfig(
+        patterns=PatternConfig(embedding_dim=20, k_clusters=6), min_trajectories=50, reservoir_rows=30, trial=False
+    )
     for store in (None, tmp_path / "s.db"):
         world = Turning(5)
         with Router(world.arms, store=store, background=config) as router:
