@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "--story",
         choices=("drift", "tasks", "poison"),
         help="instead: a world that turns half way, five tasks one after the other, or rewards that lie; beside a learner without guard, "
-        "alarm and cycles",
+        "alarm, limits on sources and cycles",
     )
     demo.add_argument("--rounds", type=_whole(1, 1_000_000), metavar="N", help="rounds to play (default: 3000; of a story, its own)")
     demo.add_argument("--out", metavar="DIR", help="where results and store go (default: sona-demo, or sona-demo-STORY)")

@@ -11,7 +11,6 @@ from conftest import RunPython
 from reference import Clusters
 
 from sona import ForgetReport, Router, SonaClosedError, SonaEngine, SonaStoreError, SonaTypeError, SonaValueError, SqliteStore
-from sona.loops.forgetting import Relearner
 
 Array = np.ndarray[Any, Any]
 ARMS = Clusters(0).arms
@@ -326,7 +325,7 @@ def test_rewards_go_on_while_a_source_is_forgotten(stored: bool, tmp_path: Path)
             engine, policy = router.engine, router.engine.policy
             assert engine.journal is not None
             assert policy is not None
-            twin = Relearner(policy, engine._make_adapter(), engine._make_instant(), engine.sources.limits)
+            twin = engine._relearner(policy)
             twin.follow(engine.journal, BAD, (1, 1 << 62), np.zeros(0), policy.requests)
             np.testing.assert_allclose(twin.policy.adapter.delta(), engine.adapters[0].delta(), atol=1e-5)
     if stored:

@@ -69,7 +69,7 @@ def run_story(
     progress: Callable[[int], Progress] | None = None,
 ) -> dict[str, Any]:
     """
-    Play a story to the frozen model, sona, and a learner without guard, drift alarm and cycles; write report.json and figure.png.
+    Play a story to the frozen model, sona, and a learner without guard, drift alarm, limits on sources and cycles; write report.json and figure.png.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def run_story(
     _check_place(place)
     world = make_world("shift" if story == "tasks" else "few", seed)
     script = _SCRIPTS[story](world, rounds)
-    with Router(world.arms, seed=seed) as router, Router(world.arms, seed=seed, guard=False, drift=False) as bare:
+    with Router(world.arms, seed=seed) as router, Router(world.arms, seed=seed, guard=False, drift=False, sources=None) as bare:
         unguarded = Adapted(bare)
         unguarded.name = "unguarded"
         policies: list[Policy] = [Frozen(world.arms), Adapted(router), unguarded]
@@ -113,7 +113,7 @@ def run_story(
             "did": did,
             "alarms": stats["drift"]["alarms"],
             "guard_weights": stats["guard_weights"],
-            "sources": stats.get("sources"),
+            "sources": stats["sources"],
             "machine": machine(),
             "curve": _curve(right),
             "kept": kept if script.names else None,

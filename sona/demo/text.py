@@ -53,7 +53,7 @@ STORY_LINES = {
     "tasks": "five tasks of two digits each, one after the other, ten arms open all the time",
     "poison": "rewards lie: some always, all of them for a while, and later those of one source",
 }
-WITHOUT = "unguarded: the same learner without guard, drift alarm and background cycles; frozen: never learns"
+WITHOUT = "unguarded: the same learner without guard, drift alarm, limits on sources and background cycles; frozen: never learns"
 
 
 def story_text(report: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
@@ -71,8 +71,9 @@ def story_text(report: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
     lines = [f"{report['story']}, seed {report['seed']}: {STORY_LINES[report['story']]}", WITHOUT, "", aligned(rows), ""]
     lines += [f"round {event['round']}: {event['what']}: {event['detail']}" for event in report["did"]] or ["no drift alarm, no cycle"]
     lines.append(f"guard, where its models disagree at the end: {weights}")
+    named = [each["source"] for each in report["sources"] if each["quarantined"]]
     if report["sources"]:
-        lines.append("sources: " + "  ".join(f"{name} {value}" for name, value in report["sources"].items()))
+        lines.append(f"sources: {len(report['sources'])}, in quarantine at the end: {', '.join(named) or 'none'}")
     files = ["report.json"] + ([] if report["figure"] is None else ["figure.png"])
     lines.append(f"wrote {', '.join(str(Path(out) / name) for name in files)}")
     if report["figure"] is None:
