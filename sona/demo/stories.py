@@ -69,12 +69,12 @@ def run_story(
     progress: Callable[[int], Progress] | None = None,
 ) -> dict[str, Any]:
     """
-    Play a story to the frozen model, sona, and a learner without guard, drift alarm, limits on sources and cycles; write report.json and figure.png.
+    Play a story to the frozen model, sona, and a learner without guard, drift alarm, limits on sources and cycles.
 
     Returns
     -------
     dict
-        What ``out/report.json`` holds. Accuracies count right answers, whatever was reported.
+        What ``out/report.json`` holds; ``out/figure.png`` is drawn beside it. Accuracies count right answers, whatever was reported.
 
     Raises
     ------
