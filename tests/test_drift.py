@@ -276,3 +276,30 @@ def test_a_cycle_replays_what_came_after_the_change_and_the_reservoirs_of_earlie
             assert result.version is not None
             assert result.version.window["reservoir"] == 30  # of the first task alone
             assert result.version.window["first_id"] < since <= result.version.window["last_id"]
+
+
+def test_a_task_that_is_declared_is_no_alarm() -> None:
+    """The same turn of the world, with and without the word that another task begins."""
+    found = []
+    for declared in (False, True):
+        world = Turning(40)
+        router = Router(world.arms)
+        serve(router, world, 1000)
+        if declared:
+            router.engine.loop_b.start_task("another")
+            assert drift_of(router).stats()["width"] == 0
+        world.turn = True
+        serve(router, world, 300)
+        found.append(alarms(router))
+    assert found == [1, 0]
+
+
+def test_a_later_change_is_found_in_a_declared_task() -> None:
+    world = Turning(41)
+    router = Router(world.arms)
+    serve(router, world, 500)
+    router.engine.loop_b.start_task("another")
+    serve(router, world, 500)
+    world.turn = True
+    serve(router, world, 200)
+    assert alarms(router) == 1

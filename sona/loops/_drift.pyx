@@ -41,6 +41,13 @@ cdef class Watch:
             raise SonaValueError(f"surprise: expected a number in [-1, 1], got {surprise}")
         return self.add(id, surprise)
 
+    def reset(self):
+        """Forget the values, not how many there have been: what comes next is another world, and nothing has fallen."""
+        cdef uint64_t added = self.adwin.added, changed = self.adwin.changed
+        cdef double level = self.adwin.level
+        sona_adwin_init(&self.adwin, self.adwin.delta)
+        self.adwin.added, self.adwin.changed, self.adwin.level = added, changed, level
+
     @property
     def width(self):
         """Values in the window, without those of a bucket that is not full yet."""

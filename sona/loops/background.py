@@ -236,10 +236,13 @@ class BackgroundLoop:
         """
         Decisions from now on belong to another task, of which a reservoir of its own is kept.
 
+        The drift alarm starts anew: rewards that fall behind now are those of a new task, and the earlier ones are to be kept.
         `tolerance` is what a candidate may lose on its rows, in reward between 0 and 1; default that of the gate.
         """
         if tolerance is not None:
             between("tolerance", tolerance, 0, 1)
+        if self._policy is not None and self._policy.watch is not None:
+            self._policy.watch.reset()
         if self.window is not None:
             self.window.offer(self.window.newest())
             self.window.tasks.begin(name, tolerance)
