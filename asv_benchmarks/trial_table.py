@@ -93,7 +93,7 @@ def trial(stream: streams.Stream, state: dict[str, NDArray[np.generic]], name: s
     router = Router(stream.arms, seed=stream.seed, background=config)
     router.engine.restore(state)
     engine = router.engine
-    version = engine._versions.add(Version(name="default", created=0.0, verdict="undecided", reason="", factors=factors))
+    version = engine._service.versions.add(Version(name="default", created=0.0, verdict="undecided", reason="", factors=factors))
     engine.start_trial(version)
     event = KINDS[kind][1]
     rng = np.random.default_rng((stream.seed, trained, 7))
@@ -102,7 +102,7 @@ def trial(stream: streams.Stream, state: dict[str, NDArray[np.generic]], name: s
     coin, bad = rng.random(LIMIT), rng.permutation(1000)[:500]
     moved = rng.permutation(len(stream.arms))
     final = stream.value[traffic]
-    rival = engine._trial.candidate  # type: ignore[union-attr]
+    rival = engine._learners.trial.candidate  # type: ignore[union-attr]
     for n, t in enumerate(picks):
         worth = stream.value[t]
         if event == "drift" and n >= LIMIT // 4:

@@ -61,3 +61,14 @@ def output(value: Any, shape: tuple[int, ...], name: str) -> Floats:
     if not value.flags.writeable:
         raise SonaValueError(f"{name}: expected a writeable array, got a read-only one")
     return value
+
+
+def copied(x: Floats, out: Floats | None) -> tuple[Floats, Floats]:
+    """(y, x): a y equal to x, in `out` where one is given, and an x that writing to y does not change, unless they are the same rows."""
+    if out is None:
+        return x.copy(), x
+    y = output(out, x.shape, "out")
+    if y is not x and np.may_share_memory(x, y):
+        x = x.copy()
+    np.copyto(y, x)
+    return y, x

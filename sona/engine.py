@@ -1,40 +1,30 @@
 """SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
 
-import logging
-import math
 import os
-import threading
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats, coerce, output
+from sona._arrays import Floats, coerce, copied
 from sona._fields import finite
 from sona._vector import checked
-from sona.adapters import Adapter, Factors, MemoryVersions, Version
-from sona.adapters.versions import find, keep_served
+from sona.adapters import Adapter, MemoryVersions, Version
 from sona.config import SonaConfig
-from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
-from sona.loops._instant import Instant
+from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
 from sona.loops._policy import Policy
-from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult, Proposal
+from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
 from sona.loops.drift import Drift
-from sona.loops.forgetting import ForgetReport, Relearner
-from sona.loops.gate import GateConfig
+from sona.loops.forgetting import ForgetReport, MemoryRewards, StoredRewards
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
-from sona.loops.learner import learned, part, put_learned, put_rows, rows_of
-from sona.loops.limits import SourceLimits, Sources
+from sona.loops.learners import Learners
+from sona.loops.limits import SourceLimits
 from sona.loops.patterns import PatternMatch, RequestPatterns
 from sona.loops.ruling import Ruling
-from sona.loops.trial import Trial
+from sona.loops.service import Service
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.store.rows import check_source
@@ -44,9 +34,6 @@ Store = str | os.PathLike[str] | SqliteStore | None
 
 _TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
 _OPEN_TRAJECTORIES = 4096
-RETRY_SECONDS = 1.0
-
-log = logging.getLogger("sona")
 
 
 class SonaEngine:
@@ -100,8 +87,8 @@ class SonaEngine:
         self.name = name
         self.fingerprint = model_fingerprint
         self._enabled = os.environ.get("SONA_DISABLE") != "1"
-        self.adapters = tuple(self._make_adapter() for _ in range(c.num_layers))
-        self.instants = tuple(self._make_instant() for _ in range(c.num_layers))
+        self._learners = Learners(c, sources)
+        self.adapters, self.instants, self.sources = self._learners.adapters, self._learners.instants, self._learners.sources
         pending = InstantLoopConfig(
             micro_lora_rank=c.micro_lora_rank, max_pending_signals=c.trajectory_capacity, max_pending_bytes=c.trajectory_bytes
         )
@@ -111,36 +98,26 @@ class SonaEngine:
         self._ended_bytes = 0  # of their records
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
-        self._trial: Trial | None = None
-        self._outcome: Version | None = None  # of a decided trial, kept and not in service yet
-        self._deciding = threading.Lock()
-        self._decide_at = 0.0  # after a failure, monotonic seconds
         self._taught = False  # by trajectories, since the state was last written
         self._owns_store = not isinstance(store, SqliteStore)
         self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
         self.session = self.store.session if self.store is not None else 0
         self._next_id = self.session << 40 | _TRAJECTORY_IDS
         self.policy: Policy | None = None
-        self.sources = Sources(sources)
-        self.unlogged = 0  # rewards learned that no log has: of trajectories, and of a warm start
-        self._rewards: deque[tuple[int, float, str | None, int, float]] = deque()  # without a store: id, reward, source, requests, time
-        self._learning = threading.Lock()  # without a store: held while a reward is learned
         self.drift: Drift | None = None
         self.journal: Journal | None = None
         try:
             if policy is not None:
-                self.policy = policy(self)
-                self._rewards = deque(maxlen=self.policy.capacity)
-                self.drift = Drift(self.policy) if drift else None
+                self.policy = self._learners.policy = policy(self)
+                self.drift = self._learners.drift = Drift(self.policy) if drift else None
             if self.store is not None:
-                self.journal = Journal(self.store, self, name=name, fingerprint=model_fingerprint)
+                self.journal = Journal(self.store, self._learners, name=name, fingerprint=model_fingerprint)
                 if self.policy is not None:
                     self.journal.arms_changed()
                 if self.enabled:
                     self.journal.open()
                 else:
                     self.journal.open_disabled()
-            self._versions = MemoryVersions() if self.store is None else StoredVersions(self.store, name)
             self.loop_b = BackgroundLoop(
                 background or BackgroundLoopConfig(),
                 c.hidden_dim,
@@ -149,20 +126,17 @@ class SonaEngine:
                 drift=self.drift,
                 max_discard=c.max_discard,
             )
+            versions: MemoryVersions | StoredVersions
+            if self.journal is None:
+                versions = MemoryVersions()
+                self._rewards: MemoryRewards | StoredRewards = MemoryRewards(self._learners, versions, self.loop_b)
+            else:
+                versions = StoredVersions(self.journal.store, name)
+                self._rewards = StoredRewards(self._learners, self.journal, self.loop_b)
+            self._service = Service(name, self._learners, versions, self.journal, self.loop_b)
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
-
-    def _make_adapter(self) -> Adapter:
-        """A new adapter of the shape that this engine's have."""
-        c = self.config
-        return Adapter(
-            c.hidden_dim, rank=c.base_lora_rank, rank_max=c.base_lora_rank_max, micro=c.micro_lora_rank, max_discard=c.max_discard
-        )
-
-    def _make_instant(self) -> Instant:
-        c = self.config
-        return Instant(c.hidden_dim, c.p0, c.bias_input, c.precondition)
 
     @property
     def enabled(self) -> bool:
@@ -208,7 +182,7 @@ class SonaEngine:
         """x + delta(x) row by row, shape (n, hidden_dim). Releases the GIL."""
         adapter = self._layer(layer)
         x = coerce(x, (None, self.config.hidden_dim), "x")
-        y, x = _start(x, out)
+        y, x = copied(x, out)
         if self._enabled:
             adapter.forward_batch(x, y)
         return y
@@ -340,14 +314,17 @@ class SonaEngine:
 
     def learn(self, id: int, reward: float, source: str | None) -> bool:
         """The reward in [0, 1] of a decision of the policy, for what its source counts; see `Sources.learn`."""
-        assert self.policy is not None
-        if self.journal is not None:
-            return self.sources.learn(self.policy, id, reward, source)
-        with self._learning:
-            learned = self.sources.learn(self.policy, id, reward, source)
-            if learned:
-                self._rewards.append((id, reward, source, self.policy.requests, time.time()))
-        return learned
+        learner = self._rewards if isinstance(self._rewards, MemoryRewards) else self._learners
+        return learner.learn(id, reward, source)
+
+    @property
+    def unlogged(self) -> int:
+        """Rewards learned that no log has: of trajectories, and of a warm start."""
+        return self._learners.unlogged
+
+    @unlogged.setter
+    def unlogged(self, value: int) -> None:
+        self._learners.unlogged = value
 
     def forget_source(self, source: str) -> ForgetReport:
         """
@@ -372,104 +349,8 @@ class SonaEngine:
             raise SonaValueError(f"forget_source: expected a source of a router's rewards, got {source!r}")
         if self.policy.partner is not None:
             raise SonaValueError("forget_source: expected a router with pool=False; the rehearsal of a pool cannot be repeated")
-        with self._deciding, self.loop_b.paused():
-            return self._forget_in_memory(self.policy, source) if self.journal is None else self._forget_in_store(self.policy, source)
-
-    def _relearner(self, policy: Policy) -> Relearner:
-        return Relearner(policy, self._make_adapter(), self._make_instant(), self.sources.limits, drift=self.drift is not None)
-
-    def _without(self, learner: Relearner, policy: Policy) -> dict[str, npt.NDArray[Any]]:
-        """The state with that learner in the place of the policy's own."""
-        kept = {
-            key: value
-            for key, value in self.state().items()
-            if not key.startswith(("layer0.", "policy.", "trial.", "sources.", "drift.", "unlogged"))
-        }
-        layer = rows_of(learner.policy.adapter) | learner.policy.instant.state()
-        kept |= {f"layer0.{key}": value for key, value in layer.items()}
-        kept |= {f"policy.{key}": value for key, value in learner.arrays(policy).items()}
-        if learner.drift is not None:
-            kept |= {f"drift.{key}": value for key, value in learner.drift.state().items()}
-        return kept | {f"sources.{key}": value for key, value in learner.sources.state().items()}
-
-    def _forget_in_memory(self, policy: Policy, source: str) -> ForgetReport:
-        assert isinstance(self._versions, MemoryVersions)
-        with self._learning:
-            gone = [each for each in self._rewards if each[2] == source]
-            whole = len(self._rewards) < policy.capacity
-            if not gone and (whole or not self.sources.knows(source)):
-                return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
-            learner = self._relearner(policy)
-            for id, reward, who, requests, _ in self._rewards:
-                if who == source:
-                    continue
-                known = policy.recorded(id)
-                if known is None:
-                    learner.missed += 1
-                    continue
-                if not learner.policy.knows(id):
-                    learner.policy.recall(id, **known | {"reward": learner.last.get(id)})
-                learner.learn(id, reward, who, requests)
-            unlogged = self.unlogged
-            self._put(self._without(learner, policy))
-            for id in range(max(policy.first_id, policy.next_id - policy.capacity), policy.next_id):
-                known = learner.policy.recorded(id)
-                policy.settle(id, None if known is None else known["reward"])
-            self._rewards = deque((each for each in self._rewards if each[2] != source), policy.capacity)
-            dropped = self._versions.drop(gone[0][4] if gone and whole else -math.inf)
-            self.loop_b.forget({each[0] for each in gone})
-        return _report(source, len(gone), learner, dropped, whole, unlogged)
-
-    def _forget_in_store(self, policy: Policy, source: str) -> ForgetReport:
-        journal, store = self.journal, self.store
-        assert journal is not None
-        assert store is not None
-        if not journal.leading:
-            raise SonaStoreError("forget_source: another process learns for this store; call it there")
-        journal.flush()
-        whole, known = store.whole(), store.sources().get(source)
-        if known is None and (whole or not self.sources.knows(source)):
-            return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
-        since = known[1] if known is not None and whole else -math.inf
-        learner = self._relearner(policy)
-        last = 0
-        for _ in range(2):  # most of it while rewards come in, and the rest while they wait
-            last = self._catch_up(learner, source, last)
-        with journal.intake:
-            done = None
-            while done is None:  # another process may write meanwhile
-                if learner.policy.version != policy.version:
-                    learner, last = self._relearner(policy), 0
-                last = self._catch_up(learner, source, last)
-                unlogged = self.unlogged
-                done = self._replace(learner, last, source, since)
-        store.scrub_log()
-        return _report(source, done[0], learner, done[1], whole, unlogged)
-
-    def _catch_up(self, learner: Relearner, source: str, after: int) -> int:
-        """Let it learn what is in the store by now; the number up to which it has everything."""
-        assert self.journal is not None
-        assert self.store is not None
-        assert self.policy is not None
-        self.journal.flush()
-        newest = self.store.last_seq()
-        times = np.array(self.store.decision_times())
-        learner.follow(self.journal, source, (after + 1, newest + 1), times, self.policy.requests)
-        return newest
-
-    def _replace(self, learner: Relearner, last: int, source: str, since: float) -> tuple[int, int] | None:
-        assert self.journal is not None
-        assert self.policy is not None
-        assert self.loop_b.window is not None
-        policy, arrays = self.policy, self._without(learner, self.policy)
-
-        def put() -> None:
-            self._put(arrays)
-            policy.forget_decisions()
-            self.loop_b.forget(())
-
-        keep = self.loop_b.window.state_names
-        return self.journal.replace_learner(arrays, last, put, without=source, versions_since=since, keep=keep)
+        with self._service.deciding, self.loop_b.paused():
+            return self._rewards.forget(source)
 
     # ---- the background loop ----
 
@@ -491,29 +372,9 @@ class SonaEngine:
             return BackgroundResult.skipped("learning is switched off")
         if self.journal is not None and not self.journal.leading:
             return BackgroundResult.skipped("another process learns for this store")
-        trial = self._trial
+        trial = self._learners.trial
         hold = None if trial is None else f"version {trial.version} is on trial, {trial.ruling.reason}"
-        return self.loop_b.run_cycle(self._keep, hold=hold)
-
-    def _keep(self, proposal: Proposal) -> Version:
-        kept = self._versions.add(
-            Version(
-                name=self.name,
-                parent=self._published(),
-                created=time.time(),
-                verdict=proposal.ruling.verdict,
-                reason=proposal.ruling.reason,
-                metrics=proposal.metrics,
-                window=proposal.window,
-                factors=proposal.factors,
-            )
-        )
-        if kept.verdict == "accept":
-            return self._serve(kept)
-        config = self.loop_b.config
-        if kept.verdict == "undecided" and config.trial and config.serve == "accepted" and self._tries():
-            self._begin_trial(kept, proposal.level)
-        return kept
+        return self.loop_b.run_cycle(self._service.keep, hold=hold)
 
     # ---- a candidate on trial ----
 
@@ -526,10 +387,7 @@ class SonaEngine:
         the learner learns. The reward that decides the trial makes a version of what the candidate has become, and serves it if it was
         accepted.
         """
-        if self._trial is None:
-            return None
-        found = self._trial.ruling
-        return replace(found, evidence={**found.evidence, "version": self._trial.version})
+        return self._service.ruling
 
     def start_trial(self, version: Version | str | int) -> Ruling:
         """
@@ -550,103 +408,24 @@ class SonaEngine:
             Another process learns for this store, or it cannot be written; then the trial goes on in memory.
         """
         self._layer(0)
-        chosen = find(self._versions.all(), version)
-        if not self._tries():
-            raise SonaValueError(f"trial of {chosen.id}: expected a router with explore='greedy' and pool=False")
-        if self.journal is not None and not self.journal.leading:
-            raise SonaStoreError(f"trial of {chosen.id}: another process learns for this store")
-        chosen.factors.check(self.config.hidden_dim, f"version {chosen.id}")
-        self._begin_trial(chosen, min(max(self.instants[0].mean_reward, 0.01), 1.0))
-        ruling = self.trial
-        assert ruling is not None
-        return ruling
-
-    def _tries(self) -> bool:
-        """Whether there may be trials."""
-        return self.policy is not None and self.policy.explore == "greedy" and self.policy.partner is None
+        return self._service.start_trial(version)
 
     def stop_trial(self) -> None:
         """End a trial without a verdict: nothing is made of the candidate, whose version stays as it is."""
         self._layer(0)
-        with self.journal.mutex if self.journal is not None else nullcontext():
-            self._end_trial()
-        if self.journal is not None and self.journal.leading:
-            self.journal.save()
-
-    def _begin_trial(self, candidate: Version, level: float) -> None:
-        assert self.policy is not None
-        config = self.loop_b.config.gate or GateConfig()
-        with self.journal.mutex if self.journal is not None else nullcontext():
-            self._end_trial()
-            self._trial = Trial.of(
-                self.policy,
-                self._make_adapter(),
-                self._make_instant(),
-                candidate.factors,
-                gate=config,
-                level=level,
-                version=candidate.number,
-            )
-            self._trial.begin()
-        if self.journal is not None:
-            self.journal.save()
+        self._service.stop_trial()
 
     def _rewarded(self) -> None:
         """After each reward of a policy: whatever has become due by it."""
         self.loop_b.note()
-        trial = self._trial
-        if trial is None or trial.gate.verdict == "undecided" or time.monotonic() < self._decide_at:
-            return
-        if self._deciding.acquire(blocking=False):
-            try:
-                if self._trial is trial and (self.journal is None or self.journal.leading):
-                    self._decide(trial)
-            except SonaStoreError as error:
-                log.warning("trial of version %d: %s", trial.version, error)
-                self._decide_at = time.monotonic() + RETRY_SECONDS
-            finally:
-                self._deciding.release()
-
-    def _decide(self, trial: Trial) -> None:
-        """Keep what came of a trial as a version, and serve it if it was accepted; SonaStoreError leaves it to be done later."""
-        found = trial.ruling
-        outcome = self._outcome or self._versions.add(
-            Version(
-                name=self.name,
-                parent=self._published(),
-                created=time.time(),
-                verdict=found.verdict,
-                reason=found.reason,
-                metrics={name: dict(about) for name, about in found.evidence.items()},
-                window={"candidate": trial.version},
-                factors=Factors.of(trial.candidate.adapter),
-            )
-        )
-        if found.verdict == "accept":
-            try:
-                self._serve(outcome, trial)
-            except SonaStoreError:
-                self._outcome = outcome
-                raise
-            return
-        self._end_trial()
-        if self.journal is not None:
-            self.journal.save()
-
-    def _end_trial(self) -> None:
-        if self._trial is not None:
-            self._trial.end()
-            self._trial = self._outcome = None
+        self._service.decide()
 
     # ---- versions ----
 
     def versions(self) -> list[Version]:
         """What was served and what was proposed, oldest first: the newest 20 and the published one."""
         self._layer(0)
-        return self._versions.all()
-
-    def _published(self) -> int | None:
-        return next((version.number for version in self._versions.all() if version.published), None)
+        return self._service.versions.all()
 
     def publish(self, version: Version | str | int) -> Version:
         """
@@ -670,38 +449,11 @@ class SonaEngine:
             Another process learns for this store, or it cannot be written; the old correction is served.
         """
         self._layer(0)
-        return self._serve(find(self._versions.all(), version))
+        return self._service.publish(version)
 
     def rollback(self, version: Version | str | int) -> Version:
         """`publish`, by the name under which one looks for it when a version has to go; any version that is kept will do."""
         return self.publish(version)
-
-    def _serve(self, version: Version, trial: Trial | None = None) -> Version:
-        """Put a version in service; with `trial`, whose candidate it is, everything else that the candidate has learned as well."""
-        if self.journal is not None and not self.journal.leading:
-            raise SonaStoreError(f"version {version.id}: another process learns for this store")
-        version.factors.check(self.config.hidden_dim, f"version {version.id}")
-        with self.journal.mutex if self.journal is not None else nullcontext():
-            before = self.state()
-            served = Factors.of(self.adapters[0])
-        keep_served(self._versions, served, version, time.time())
-        with self.journal.mutex if self.journal is not None else nullcontext():
-            if trial is None:
-                version.factors.put(self.adapters[0])
-            else:
-                trial.take_over()
-            self._end_trial()
-        try:
-            if isinstance(self._versions, MemoryVersions):
-                self._versions.publish(version.number)
-            elif self.journal is not None:
-                self.journal.save(publish=version.number)
-        except BaseException:
-            with self.journal.mutex if self.journal is not None else nullcontext():
-                self._put(before)
-            raise
-        self.loop_b.replaced()
-        return replace(version, published=True)
 
     # ---- patterns ----
 
@@ -787,51 +539,11 @@ class SonaEngine:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything learned, as named arrays."""
-        arrays: dict[str, npt.NDArray[Any]] = {}
-        for layer, (adapter, instant) in enumerate(zip(self.adapters, self.instants, strict=True)):
-            arrays |= {f"layer{layer}.{key}": value for key, value in (rows_of(adapter) | instant.state()).items()}
-        if self.policy is not None:
-            arrays |= {f"policy.{key}": value for key, value in self.policy.state().items()}
-            if self.policy.partner is not None:
-                arrays |= {f"partner.{key}": value for key, value in learned(self.policy.partner).items()}
-        if self._trial is not None:
-            arrays |= {f"trial.{key}": value for key, value in self._trial.state().items()}
-        if self.drift is not None:
-            arrays |= {f"drift.{key}": value for key, value in self.drift.state().items()}
-        if self.unlogged:
-            arrays["unlogged"] = np.array([self.unlogged])
-        return arrays | {f"sources.{key}": value for key, value in self.sources.state().items()}
+        return self._learners.state()
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what `state` returned, for the same config; nothing changes when it does not fit."""
-        parts = [part(arrays, f"layer{layer}.") for layer in range(len(self.adapters))]
-        if any(kept.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for kept in parts):
-            raise SonaVersionError(f"state: expected {len(parts)} layers of dim {self.config.hidden_dim}, got one of another shape")
-        before = self.state()
-        try:
-            self._put(arrays)
-        except (SonaValueError, SonaTypeError, KeyError, IndexError) as error:
-            self._put(before)
-            raise SonaVersionError(f"state: expected what an engine of this configuration keeps, got one where {error}") from error
-
-    def _put(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        for layer, (adapter, instant) in enumerate(zip(self.adapters, self.instants, strict=True)):
-            kept = part(arrays, f"layer{layer}.")
-            instant.restore(kept)
-            put_rows(adapter, kept)
-        policy, partner, trial = part(arrays, "policy."), part(arrays, "partner."), part(arrays, "trial.")
-        if self.policy is not None and policy:
-            self.policy.restore(policy)
-            if self.policy.partner is not None and partner:
-                put_learned(self.policy.partner, partner)
-        self.sources.restore(part(arrays, "sources."))
-        self.unlogged = int(arrays["unlogged"][0]) if "unlogged" in arrays else 0
-        self._end_trial()
-        if self.policy is not None and trial:
-            self._trial = Trial.restore(self.policy, self._make_adapter(), self._make_instant(), trial)
-            self._trial.begin()
-        if self.drift is not None:
-            self.drift.restore(part(arrays, "drift."))
+        self._learners.restore(arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and everything learned to a snapshot directory; the one before is kept beside it."""
@@ -883,33 +595,3 @@ class SonaEngine:
     def __repr__(self) -> str:
         where = "memory" if self.store is None else self.store.path
         return f"<SonaEngine dim={self.config.hidden_dim} layers={self.config.num_layers} store={where}>"
-
-
-def _start(x: Floats, out: Floats | None) -> tuple[Floats, Floats]:
-    """(y, x): a y equal to x, in `out` where one is given, and an x that writing to y does not change, unless they are the same rows."""
-    if out is None:
-        return x.copy(), x
-    y = output(out, x.shape, "out")
-    if y is not x and np.may_share_memory(x, y):
-        x = x.copy()
-    np.copyto(y, x)
-    return y, x
-
-
-_CUT = "rewards have been learned that are no longer kept"
-
-
-def _report(source: str, removed: int, learner: Relearner, versions: int, whole: bool, unlogged: int) -> ForgetReport:
-    lost = [] if whole else [_CUT]
-    if learner.missed:
-        lost.append(f"{learner.missed} rewards are of decisions or arms that are gone")
-    if unlogged:
-        lost.append(f"{unlogged} rewards of trajectories or of a warm start were never kept")
-    return ForgetReport(
-        source=source,
-        rewards_removed=removed,
-        rewards_replayed=learner.learned,
-        versions_dropped=versions,
-        complete=not lost,
-        reason="; ".join(lost),
-    )

@@ -18,7 +18,7 @@ from sona.loops._instant import Instant
 from sona.loops._policy import Decision, Policy
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 from sona.loops.forgetting import ForgetReport
-from sona.loops.learner import partner_of
+from sona.loops.learner import new_adapter, partner_of
 from sona.loops.limits import SourceLimits, SourceReport
 from sona.loops.retrieval import Retrieval
 from sona.loops.ruling import at_least
@@ -547,6 +547,6 @@ def _refuse_identical(vectors: Mapping[Any, Floats]) -> None:
 def _form_pool(engine: SonaEngine, policy: Policy) -> None:
     """The policy rehearses; its partner, with the identity and smaller steps, does not."""
     config, instant = engine.config, policy.instant
-    policy.join(partner_of(policy, engine._make_adapter(), Instant(config.hidden_dim, _PARTNER_P0, config.bias_input, "identity")))
+    policy.join(partner_of(policy, new_adapter(config), Instant(config.hidden_dim, _PARTNER_P0, config.bias_input, "identity")))
     step = Instant(config.hidden_dim, instant.prior_variance, config.bias_input, "identity")
     policy.rehearse(step, _REHEARSED, _REHEARSAL_WINDOW, _REHEARSAL_STRENGTH)

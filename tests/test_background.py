@@ -505,8 +505,8 @@ def test_an_exception_in_a_cycle_leaves_everything_as_it_was(
             "replay": (Replay, "run"),
             "judge": (background, "screen"),
             "patterns": (ReasoningBank, "extract_patterns"),
-            "keep": (type(router.engine._versions), "add"),
-            "serve": (router.engine.journal, "save") if stored else (type(router.engine._versions), "publish"),
+            "keep": (type(router.engine._service.versions), "add"),
+            "serve": (router.engine.journal, "save") if stored else (type(router.engine._service.versions), "publish"),
         }
         with monkeypatch.context() as patched:
             patched.setattr(*targets[place], fail)

@@ -11,6 +11,7 @@ from conftest import RunPython
 from reference import Clusters
 
 from sona import ForgetReport, Router, SonaClosedError, SonaEngine, SonaStoreError, SonaTypeError, SonaValueError, SqliteStore
+from sona.loops.forgetting import Relearner
 
 Array = np.ndarray[Any, Any]
 ARMS = Clusters(0).arms
@@ -124,7 +125,7 @@ def test_versions_since_its_first_reward_are_dropped(stored: bool, tmp_path: Pat
         play(router, bad=False, rounds=300)
         kept = router.background_learn().version
         assert kept is not None
-        router.engine._end_trial()
+        router.engine._learners.end_trial()
         play(router, bad=True, rounds=300)
         dropped = router.background_learn().version
         assert dropped is not None
@@ -144,7 +145,7 @@ def test_a_cycle_after_forgetting_replays_no_reward_of_the_source(tmp_path: Path
         with open_router(tmp_path / "s.db" if stored else None) as router:
             play(router, bad=True, late=300)
             router.background_learn()
-            router.engine._end_trial()
+            router.engine._learners.end_trial()
             router.forget_source(BAD)
             window = router.engine.loop_b.window
             assert window is not None
@@ -325,7 +326,7 @@ def test_rewards_go_on_while_a_source_is_forgotten(stored: bool, tmp_path: Path)
             engine, policy = router.engine, router.engine.policy
             assert engine.journal is not None
             assert policy is not None
-            twin = engine._relearner(policy)
+            twin = Relearner(engine._learners)
             twin.follow(engine.journal, BAD, (1, 1 << 62), np.zeros(0), policy.requests)
             np.testing.assert_allclose(twin.policy.adapter.delta(), engine.adapters[0].delta(), atol=1e-5)
     if stored:

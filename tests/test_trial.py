@@ -57,10 +57,10 @@ def bad(world: Clusters) -> Factors:
 def propose(router: Router, factors: Factors, level: float = 1.0) -> Version:
     """Put a correction on trial, as an undecided cycle does."""
     engine = router.engine
-    kept = engine._versions.add(
+    kept = engine._service.versions.add(
         Version(name=engine.name, created=0.0, verdict="undecided", reason="made for a test", factors=factors),
     )
-    engine._begin_trial(kept, level)
+    engine._service.begin_trial(kept, level)
     return kept
 
 
@@ -113,7 +113,7 @@ def test_only_where_the_arms_differ_anything_changes(guard: bool) -> None:
     world = Clusters(4)
     router = make(world, guard=guard)
     propose(router, good(world))
-    candidate = router.engine._trial.candidate  # type: ignore[union-attr]
+    candidate = router.engine._learners.trial.candidate  # type: ignore[union-attr]
     shown = {"candidate": 0, "incumbent": 0}
     for _ in range(400):
         x, _ = world.draw()
@@ -161,7 +161,7 @@ def test_a_better_candidate_is_accepted_with_what_it_has_learned_meanwhile() -> 
     world = Clusters(6)
     router = handicapped(world)
     kept = propose(router, good(world))
-    adapter = router.engine._trial.candidate.adapter  # type: ignore[union-attr]
+    adapter = router.engine._learners.trial.candidate.adapter  # type: ignore[union-attr]
     before, served = Factors.of(adapter), None
     for _ in range(2000):
         serve(router, world, 1)
@@ -216,7 +216,7 @@ def test_any_version_may_be_put_on_trial() -> None:
     world = Clusters(21)
     router = make(world)
     first = propose(router, good(world))
-    second = router.engine._versions.add(replace(first, factors=bad(world)))
+    second = router.engine._service.versions.add(replace(first, factors=bad(world)))
     serve(router, world, 20)
     assert router.engine.start_trial(second.id).evidence["version"] == second.number
     trial = router.engine.trial
@@ -225,7 +225,7 @@ def test_any_version_may_be_put_on_trial() -> None:
     with pytest.raises(SonaValueError, match="version: expected one of"):
         router.engine.start_trial(17)
     explorer = make(world, explore="softmax")
-    explorer.engine._versions.add(first)
+    explorer.engine._service.versions.add(first)
     with pytest.raises(SonaValueError, match="explore='greedy'"):
         explorer.engine.start_trial(1)
     router.engine.stop_trial()
@@ -265,7 +265,7 @@ def test_the_first_reward_of_a_decision_counts_and_a_revision_teaches_the_candid
     world = Clusters(11)
     router = make(world)
     propose(router, good(world))
-    candidate = router.engine._trial.candidate  # type: ignore[union-attr]
+    candidate = router.engine._learners.trial.candidate  # type: ignore[union-attr]
     d = router.route(world.draw()[0])
     router.feedback(d.id, 1.0)
     rows = candidate.adapter.info()["total"]
@@ -283,7 +283,7 @@ def test_costs_are_part_of_what_is_compared() -> None:
     world = Clusters(12)
     router = Router(world.arms, cost={0: 0.5}, background=CONFIG, guard=False)
     trial_of = propose(router, good(world))
-    trial = router.engine._trial
+    trial = router.engine._learners.trial
     assert trial is not None
     assert trial.span == (0.0, 0.5)
     assert trial.gate.config.tolerance == pytest.approx(QUICK.tolerance / 1.5)
@@ -301,7 +301,7 @@ def test_arms_may_come_and_go() -> None:
     propose(router, good(world))
     router.remove_arm(2)
     router.add_arm("new", np.ones(20))
-    candidate = router.engine._trial.candidate  # type: ignore[union-attr]
+    candidate = router.engine._learners.trial.candidate  # type: ignore[union-attr]
     assert candidate.arms == router.arms
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -414,7 +414,7 @@ def test_a_store_that_cannot_be_written_puts_the_decision_off(path: Path, monkey
             patched.setattr(router.engine.journal, "save", fail)
             for _ in range(2000):
                 serve(router, world, 1)
-                router.engine._decide_at = 0.0
+                router.engine._service._decide_at = 0.0
                 trial = router.engine.trial
                 assert trial is not None
                 if trial.verdict == "accept":
@@ -424,7 +424,7 @@ def test_a_store_that_cannot_be_written_puts_the_decision_off(path: Path, monkey
             assert router.engine.trial is not None
             assert [v.verdict for v in router.engine.versions()].count("accept") == 1
             assert not any(v.published for v in router.engine.versions())
-        router.engine._decide_at = 0.0
+        router.engine._service._decide_at = 0.0
         serve(router, world, 1)
         assert router.engine.trial is None
         assert [v.verdict for v in router.engine.versions() if v.published] == ["accept"]

@@ -110,9 +110,9 @@ def test_a_number_is_never_given_out_twice(path: Path) -> None:
 def test_the_published_version_stays_beside_the_newest_twenty(path: Path, stored: bool) -> None:
     with make_router(path if stored else None) as router:
         engine = router.engine
-        engine.publish(engine._versions.add(version(1)))
+        engine.publish(engine._service.versions.add(version(1)))
         for seed in range(2, KEPT + 9):
-            engine._versions.add(version(seed))
+            engine._service.versions.add(version(seed))
         numbers = [v.number for v in engine.versions()]
         assert numbers == [1, *range(max(numbers) - KEPT + 1, max(numbers) + 1)]
 
@@ -187,7 +187,7 @@ def test_rollback_serves_the_version_and_keeps_what_it_replaced(path: Path, stor
         serve(router)
         engine = router.engine
         learned = served(router)
-        one = engine._versions.add(version(1))
+        one = engine._service.versions.add(version(1))
         assert engine.publish(one).published
         assert served(router) == factors(1).to_bytes()
         kept = {v.number: v for v in engine.versions()}
@@ -206,7 +206,7 @@ def test_rollback_serves_the_version_and_keeps_what_it_replaced(path: Path, stor
 def test_a_published_version_is_served_after_a_restart(path: Path) -> None:
     with make_router(path) as router:
         serve(router)
-        router.engine.publish(router.engine._versions.add(version(1)))
+        router.engine.publish(router.engine._service.versions.add(version(1)))
         x = np.ones(DIM, np.float32)
         want = router.engine.apply(x)
     with make_router(path) as router:
@@ -220,7 +220,7 @@ def test_a_version_that_does_not_fit_is_not_served(path: Path) -> None:
     with make_router(path) as router:
         serve(router)
         for one in bad:
-            kept = router.engine._versions.add(one)
+            kept = router.engine._service.versions.add(one)
             before = served(router)
             with pytest.raises(SonaVersionError, match=f"version {kept.id}"):
                 router.engine.publish(kept)
@@ -233,9 +233,9 @@ def test_a_version_that_does_not_fit_is_not_served(path: Path) -> None:
 def test_a_store_that_cannot_be_written_leaves_the_old_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with make_router(path) as router:
         serve(router)
-        one = router.engine._versions.add(version(1))
+        one = router.engine._service.versions.add(version(1))
         router.engine.publish(one)
-        two = router.engine._versions.add(version(2))
+        two = router.engine._service.versions.add(version(2))
         before = served(router)
 
         def full(*_: Any, **__: Any) -> None:
@@ -254,7 +254,7 @@ def test_a_store_that_cannot_be_written_leaves_the_old_version(path: Path, monke
 def test_a_follower_neither_publishes_nor_learns_and_follows_what_is_published(path: Path) -> None:
     with make_router(path) as leader, make_router(path) as follower:
         serve(leader)
-        one = leader.engine._versions.add(version(1))
+        one = leader.engine._service.versions.add(version(1))
         with pytest.raises(SonaStoreError, match="another process learns"):
             follower.engine.publish(1)
         assert follower.background_learn().status == "skipped: another process learns for this store"
@@ -270,7 +270,7 @@ def test_a_follower_neither_publishes_nor_learns_and_follows_what_is_published(p
 def test_readers_see_one_version_or_the_other() -> None:
     router = make_router()
     engine = router.engine
-    one, two = (engine._versions.add(version(seed, factors=factors(seed, rank=6))) for seed in (1, 2))
+    one, two = (engine._service.versions.add(version(seed, factors=factors(seed, rank=6))) for seed in (1, 2))
     x = np.ones(DIM, np.float32)
     allowed = set()
     for each in (one, two):
@@ -297,7 +297,7 @@ def test_readers_see_one_version_or_the_other() -> None:
 def test_versions_of_an_engine_without_a_router() -> None:
     with SonaEngine(SonaConfig(hidden_dim=DIM)) as engine:
         assert engine.versions() == []
-        engine.publish(engine._versions.add(version(1)))
+        engine.publish(engine._service.versions.add(version(1)))
         assert engine.background_learn().status.startswith("skipped: there is no policy")
     for call in (engine.versions, engine.background_learn, lambda: engine.rollback(1)):
         with pytest.raises(SonaClosedError):
@@ -350,7 +350,7 @@ def test_kills_lose_no_version_and_never_part_the_published_one_from_its_state(t
 def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with make_router(path) as router:
         serve(router)
-        router.engine.publish(router.engine._versions.add(version(1)))
+        router.engine.publish(router.engine._service.versions.add(version(1)))
         serve(router, 10)
         learned = served(router)
         assert main(["rollback", str(path), "1"]) == 1
@@ -380,7 +380,7 @@ def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pyte
 def test_the_command_line_inspects(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with make_router(path) as router:
         serve(router, 7)
-        router.engine._versions.add(version(1))
+        router.engine._service.versions.add(version(1))
     assert main(["inspect", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["namespaces"]["default"]
     assert (found["decisions"], found["rewards"], found["arms"]) == (7, 7, 3)

@@ -1,17 +1,27 @@
 """Learning again without a source: nothing can be taken out of the weights, so they are made anew from what the others reported."""
 
+import math
+import threading
+import time
+from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sona.adapters import Adapter
-from sona.loops._instant import Instant
+from sona.adapters import MemoryVersions
+from sona.errors import SonaStoreError
 from sona.loops._policy import Policy
+from sona.loops.background import BackgroundLoop
 from sona.loops.drift import Drift
 from sona.loops.journal import Journal
-from sona.loops.limits import SourceLimits, Sources
+from sona.loops.learner import new_adapter, new_instant, rows_of
+from sona.loops.learners import Learners
+from sona.loops.limits import Sources
+
+_CUT = "rewards have been learned that are no longer kept"
+_REPLACED = ("layer0.", "policy.", "trial.", "sources.", "drift.", "unlogged")  # parts of a state that another learner brings or ends
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,34 +54,40 @@ class ForgetReport:
 
 class Relearner:
     """
-    A learner from the start, with the arms of one that serves meanwhile.
+    A learner from the start, with the arms of the policy that serves meanwhile.
 
     Parameters
     ----------
-    policy : Policy
-        The one that serves.
-    adapter, instant : Adapter, Instant
-        Made as the policy's own were.
-    limits : SourceLimits or None
-    drift : bool
-        Whether alarms are raised on the way, as they were.
+    learners : Learners
+        With that policy. Its options are taken from it, and alarms are raised on the way where they were.
 
     Attributes
     ----------
+    policy : Policy
+    sources : Sources
     drift : Drift or None
     learned, missed : int
         Rewards that it has learned or found to count for nothing, and those whose decision or arm is gone.
+    last : dict
+        Reward of each decision that it has learned.
     """
 
-    def __init__(self, policy: Policy, adapter: Adapter, instant: Instant, limits: SourceLimits | None, *, drift: bool = False) -> None:
+    def __init__(self, learners: Learners) -> None:
+        serving = learners.policy
+        assert serving is not None
         self.policy = Policy(
-            adapter, instant, tau=policy.tau, explore=policy.explore, guard=policy.guarded, pending=policy.capacity
+            new_adapter(learners.config),
+            new_instant(learners.config),
+            tau=serving.tau,
+            explore=serving.explore,
+            guard=serving.guarded,
+            pending=serving.capacity,
         )  # as a Router makes its own
-        self.policy.take_arms(policy)
-        self.drift = Drift(self.policy) if drift else None
-        self.sources = Sources(limits)
+        self.policy.take_arms(serving)
+        self.drift = None if learners.drift is None else Drift(self.policy)
+        self.sources = Sources(learners.sources.limits)
         self.learned = self.missed = 0
-        self.last: dict[int, float] = {}  # reward of each decision that has been learned
+        self.last: dict[int, float] = {}
 
     def learn(self, id: int, reward: float, source: str | None, requests: int) -> None:
         """A reward of a decision that the policy knows, when that many decisions had been made."""
@@ -108,7 +124,175 @@ class Relearner:
                 made = int(np.searchsorted(times, row.time, side="right"))
                 self.learn(row.id, row.reward, row.source, max(requests - len(times) + made, 0))
 
-    def arrays(self, serving: Policy) -> dict[str, npt.NDArray[Any]]:
-        """The policy's part of a state, with the random stream and the requests of the policy that serves."""
-        kept, ours = serving.state(), self.policy.state()
-        return ours | {"random": kept["random"], "requests": np.array([kept["requests"][0], ours["requests"][1]], np.uint64)}
+    def arrays(self, learners: Learners) -> dict[str, npt.NDArray[Any]]:
+        """The state of all learners with this one in its place, but for the random stream and the requests of the policy that serves."""
+        before = learners.state()
+        arrays = {key: value for key, value in before.items() if not key.startswith(_REPLACED)}
+        layer = rows_of(self.policy.adapter) | self.policy.instant.state()
+        arrays |= {f"layer0.{key}": value for key, value in layer.items()}
+        arrays |= {f"policy.{key}": value for key, value in self.policy.state().items()}
+        arrays["policy.random"] = before["policy.random"]
+        arrays["policy.requests"] = np.array([before["policy.requests"][0], arrays["policy.requests"][1]], np.uint64)
+        if self.drift is not None:
+            arrays |= {f"drift.{key}": value for key, value in self.drift.state().items()}
+        return arrays | {f"sources.{key}": value for key, value in self.sources.state().items()}
+
+    def report(self, source: str, removed: int, versions: int, *, whole: bool, unlogged: int) -> ForgetReport:
+        """
+        What became of the rewards of a source once this one serves.
+
+        Parameters
+        ----------
+        removed, versions : int
+            Rewards and versions that were deleted.
+        whole : bool
+            Whether every reward that had been learned was still kept.
+        unlogged : int
+            Rewards that had been learned and were never kept.
+        """
+        lost = [] if whole else [_CUT]
+        if self.missed:
+            lost.append(f"{self.missed} rewards are of decisions or arms that are gone")
+        if unlogged:
+            lost.append(f"{unlogged} rewards of trajectories or of a warm start were never kept")
+        return ForgetReport(
+            source=source,
+            rewards_removed=removed,
+            rewards_replayed=self.learned,
+            versions_dropped=versions,
+            complete=not lost,
+            reason="; ".join(lost),
+        )
+
+
+class _Reward(NamedTuple):
+    """A reward that has been learned, when that many decisions had been made."""
+
+    id: int
+    reward: float
+    source: str | None
+    requests: int
+    time: float  # wall clock, s
+
+
+class MemoryRewards:
+    """
+    Learned rewards without a store: the newest, as many as the policy remembers decisions.
+
+    Parameters
+    ----------
+    learners : Learners
+    versions : MemoryVersions
+    background : BackgroundLoop
+        With no cycle under way while something is forgotten.
+    """
+
+    def __init__(self, learners: Learners, versions: MemoryVersions, background: BackgroundLoop) -> None:
+        self._learners, self._versions, self._background = learners, versions, background
+        self._kept: deque[_Reward] = deque(maxlen=None if learners.policy is None else learners.policy.capacity)
+        self._learning = threading.Lock()  # held while a reward is learned
+
+    def learn(self, id: int, reward: float, source: str | None) -> bool:
+        """See `Learners.learn`."""
+        policy = self._learners.policy
+        assert policy is not None
+        with self._learning:
+            learned = self._learners.learn(id, reward, source)
+            if learned:
+                self._kept.append(_Reward(id, reward, source, policy.requests, time.time()))
+        return learned
+
+    def forget(self, source: str) -> ForgetReport:
+        """Learn again without a source; rewards wait meanwhile."""
+        policy = self._learners.policy
+        assert policy is not None
+        with self._learning:
+            gone = [each for each in self._kept if each.source == source]
+            whole = len(self._kept) < policy.capacity
+            if not gone and (whole or not self._learners.sources.knows(source)):
+                return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
+            learner = Relearner(self._learners)
+            for each in self._kept:
+                if each.source == source:
+                    continue
+                known = policy.recorded(each.id)
+                if known is None:
+                    learner.missed += 1
+                    continue
+                if not learner.policy.knows(each.id):
+                    learner.policy.recall(each.id, **known | {"reward": learner.last.get(each.id)})
+                learner.learn(each.id, each.reward, each.source, each.requests)
+            unlogged = self._learners.unlogged
+            self._learners.put(learner.arrays(self._learners))
+            for id in range(max(policy.first_id, policy.next_id - policy.capacity), policy.next_id):
+                known = learner.policy.recorded(id)
+                policy.settle(id, None if known is None else known["reward"])
+            self._kept = deque((each for each in self._kept if each.source != source), policy.capacity)
+            dropped = self._versions.drop(gone[0].time if gone and whole else -math.inf)
+            self._background.forget({each.id for each in gone})
+        return learner.report(source, len(gone), dropped, whole=whole, unlogged=unlogged)
+
+
+class StoredRewards:
+    """
+    Learned rewards in a store.
+
+    Parameters
+    ----------
+    learners : Learners
+    journal : Journal
+        Of the same learners, opened.
+    background : BackgroundLoop
+        With no cycle under way while something is forgotten.
+    """
+
+    def __init__(self, learners: Learners, journal: Journal, background: BackgroundLoop) -> None:
+        self._learners, self._journal, self._background = learners, journal, background
+
+    def forget(self, source: str) -> ForgetReport:
+        """Learn again without a source, most of it while rewards come in and the rest while they wait; errors as in `forget_source`."""
+        learners, journal, store = self._learners, self._journal, self._journal.store
+        policy = learners.policy
+        assert policy is not None
+        if not journal.leading:
+            raise SonaStoreError("forget_source: another process learns for this store; call it there")
+        journal.flush()
+        whole, known = store.whole(), store.sources().get(source)
+        if known is None and (whole or not learners.sources.knows(source)):
+            return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
+        since = known[1] if known is not None and whole else -math.inf
+        learner = Relearner(learners)
+        last = 0
+        for _ in range(2):
+            last = self._catch_up(learner, policy, source, last)
+        with journal.intake:
+            done = None
+            while done is None:  # another process may write meanwhile
+                if learner.policy.version != policy.version:
+                    learner, last = Relearner(learners), 0
+                last = self._catch_up(learner, policy, source, last)
+                unlogged = learners.unlogged
+                done = self._replace(learner, policy, source, last, since)
+        store.scrub_log()
+        return learner.report(source, done[0], done[1], whole=whole, unlogged=unlogged)
+
+    def _catch_up(self, learner: Relearner, policy: Policy, source: str, after: int) -> int:
+        """Let it learn what is in the store by now; the number up to which it has everything."""
+        self._journal.flush()
+        newest = self._journal.store.last_seq()
+        times = np.array(self._journal.store.decision_times())
+        learner.follow(self._journal, source, (after + 1, newest + 1), times, policy.requests)
+        return newest
+
+    def _replace(self, learner: Relearner, policy: Policy, source: str, last: int, since: float) -> tuple[int, int] | None:
+        """Put it in service; rewards and versions that were deleted, or None where there are rewards after number `last`."""
+        assert self._background.window is not None
+        arrays = learner.arrays(self._learners)
+
+        def put() -> None:
+            self._learners.put(arrays)
+            policy.forget_decisions()
+            self._background.forget(())
+
+        keep = self._background.window.state_names
+        return self._journal.replace_learner(arrays, last, put, without=source, versions_since=since, keep=keep)

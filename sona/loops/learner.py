@@ -6,11 +6,28 @@ import numpy as np
 import numpy.typing as npt
 
 from sona.adapters import Adapter
+from sona.config import SonaConfig
 from sona.errors import SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+
+def new_adapter(config: SonaConfig) -> Adapter:
+    """An adapter that adds nothing yet."""
+    return Adapter(
+        config.hidden_dim,
+        rank=config.base_lora_rank,
+        rank_max=config.base_lora_rank_max,
+        micro=config.micro_lora_rank,
+        max_discard=config.max_discard,
+    )
+
+
+def new_instant(config: SonaConfig) -> Instant:
+    """The instant step of an adapter that has learned nothing yet."""
+    return Instant(config.hidden_dim, config.p0, config.bias_input, config.precondition)
 
 
 def part(arrays: Arrays, prefix: str) -> Arrays:

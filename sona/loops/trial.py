@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sona.adapters import Adapter, Factors
+from sona.adapters import Adapter, Factors, Version
 from sona.errors import SonaTypeError, SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
@@ -34,6 +34,11 @@ class Trial:
     span : (float, float)
         Least and largest cost of an arm: what the gate is told is the reward less the cost, mapped from [-largest, 1 - least] to [0, 1].
 
+    Attributes
+    ----------
+    outcome : Version or None
+        What came of the candidate, where that was kept and could not be put in service yet.
+
     Notes
     -----
     The candidate starts with what the incumbent believes of success rates, trust and P, and from then on both take the same steps, each of
@@ -45,6 +50,7 @@ class Trial:
         self.gate, self.version, self.span = gate, version, span
         self._policy = policy
         self.candidate = partner_of(policy, adapter, instant)
+        self.outcome: Version | None = None
 
     @classmethod
     def of(

@@ -1,0 +1,208 @@
+"""What is in service: one of the kept versions, until another takes its place at once or after a trial."""
+
+import logging
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from sona.adapters import Factors, MemoryVersions, Version
+from sona.adapters.versions import find, keep_served
+from sona.errors import SonaStoreError, SonaValueError
+from sona.loops.background import BackgroundLoop, Proposal
+from sona.loops.gate import GateConfig
+from sona.loops.journal import Journal
+from sona.loops.learner import new_adapter, new_instant
+from sona.loops.learners import Learners
+from sona.loops.ruling import Ruling
+from sona.loops.trial import Trial
+from sona.loops.versions import StoredVersions
+
+RETRY_SECONDS = 1.0
+
+log = logging.getLogger("sona")
+
+
+class Service:
+    """
+    Keeps versions of the first layer's correction, puts them in service or on trial, and decides trials.
+
+    Parameters
+    ----------
+    name : str
+        Of the engine.
+    learners : Learners
+        Whose first layer is served, and which have the trial that is on.
+    versions : MemoryVersions or StoredVersions
+        Those of the journal's store, where there is one.
+    journal : Journal or None
+        Of the same learners, opened.
+    background : BackgroundLoop
+        Its configuration says what goes on trial; it is told when another correction is served.
+
+    Attributes
+    ----------
+    versions : MemoryVersions or StoredVersions
+    deciding : Lock
+        Held while a trial is decided.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        learners: Learners,
+        versions: MemoryVersions | StoredVersions,
+        journal: Journal | None,
+        background: BackgroundLoop,
+    ) -> None:
+        self.versions = versions
+        self.deciding = threading.Lock()
+        self._name, self._learners, self._journal, self._background = name, learners, journal, background
+        self._mutex: AbstractContextManager[Any] = nullcontext() if journal is None else journal.mutex
+        self._decide_at = 0.0  # after a failure, monotonic seconds
+
+    def keep(self, proposal: Proposal) -> Version:
+        """Keep a candidate as a version; an accepted one is in service on return, and an undecided one on trial where there are trials."""
+        kept = self._add(proposal.ruling, proposal.metrics, proposal.window, proposal.factors)
+        if kept.verdict == "accept":
+            return self._serve(kept)
+        config = self._background.config
+        if kept.verdict == "undecided" and config.trial and config.serve == "accepted" and self._tries():
+            self.begin_trial(kept, proposal.level)
+        return kept
+
+    def _add(self, found: Ruling, metrics: dict[str, Any], window: dict[str, Any], factors: Factors) -> Version:
+        return self.versions.add(
+            Version(
+                name=self._name,
+                parent=next((version.number for version in self.versions.all() if version.published), None),
+                created=time.time(),
+                verdict=found.verdict,
+                reason=found.reason,
+                metrics=metrics,
+                window=window,
+                factors=factors,
+            )
+        )
+
+    # ---- a candidate on trial ----
+
+    @property
+    def ruling(self) -> Ruling | None:
+        """What the gate says so far of the candidate on trial, its version's number among the evidence; None without a trial."""
+        trial = self._learners.trial
+        if trial is None:
+            return None
+        found = trial.ruling
+        return replace(found, evidence={**found.evidence, "version": trial.version})
+
+    def start_trial(self, version: Version | str | int) -> Ruling:
+        """Put a version, its number or its id on trial in the place of the one that is; SonaError where that cannot be."""
+        chosen = find(self.versions.all(), version)
+        if not self._tries():
+            raise SonaValueError(f"trial of {chosen.id}: expected a router with explore='greedy' and pool=False")
+        if self._journal is not None and not self._journal.leading:
+            raise SonaStoreError(f"trial of {chosen.id}: another process learns for this store")
+        chosen.factors.check(self._learners.config.hidden_dim, f"version {chosen.id}")
+        self.begin_trial(chosen, min(max(self._learners.instants[0].mean_reward, 0.01), 1.0))
+        ruling = self.ruling
+        assert ruling is not None
+        return ruling
+
+    def _tries(self) -> bool:
+        """Whether there may be trials."""
+        policy = self._learners.policy
+        return policy is not None and policy.explore == "greedy" and policy.partner is None
+
+    def begin_trial(self, candidate: Version, level: float) -> None:
+        """Put a kept version on trial; `level` is the mean reward before, see `Duel`."""
+        policy, config = self._learners.policy, self._learners.config
+        assert policy is not None
+        gate = self._background.config.gate or GateConfig()
+        with self._mutex:
+            self._learners.end_trial()
+            self._learners.begin_trial(
+                Trial.of(
+                    policy,
+                    new_adapter(config),
+                    new_instant(config),
+                    candidate.factors,
+                    gate=gate,
+                    level=level,
+                    version=candidate.number,
+                )
+            )
+        if self._journal is not None:
+            self._journal.save()
+
+    def stop_trial(self) -> None:
+        """End a trial without making anything of its candidate."""
+        with self._mutex:
+            self._learners.end_trial()
+        if self._journal is not None and self._journal.leading:
+            self._journal.save()
+
+    def decide(self) -> None:
+        """End the trial if its gate has a verdict; where the store cannot be written, a call a second later or more does."""
+        trial = self._learners.trial
+        if trial is None or trial.gate.verdict == "undecided" or time.monotonic() < self._decide_at:
+            return
+        if self.deciding.acquire(blocking=False):
+            try:
+                if self._learners.trial is trial and (self._journal is None or self._journal.leading):
+                    self._decide(trial)
+            except SonaStoreError as error:
+                log.warning("trial of version %d: %s", trial.version, error)
+                self._decide_at = time.monotonic() + RETRY_SECONDS
+            finally:
+                self.deciding.release()
+
+    def _decide(self, trial: Trial) -> None:
+        """Keep what came of a trial as a version, and serve it if it was accepted; SonaStoreError leaves it to be done later."""
+        found = trial.ruling
+        metrics = {name: dict(about) for name, about in found.evidence.items()}
+        outcome = trial.outcome or self._add(found, metrics, {"candidate": trial.version}, Factors.of(trial.candidate.adapter))
+        if found.verdict != "accept":
+            self.stop_trial()
+            return
+        try:
+            self._serve(outcome, trial)
+        except SonaStoreError:
+            if self._learners.trial is not None:  # another object, where it was ended and put back
+                self._learners.trial.outcome = outcome
+            raise
+
+    # ---- versions ----
+
+    def publish(self, version: Version | str | int) -> Version:
+        """Put a version, its number or its id in service; SonaError, and the old correction is served, where that cannot be."""
+        return self._serve(find(self.versions.all(), version))
+
+    def _serve(self, version: Version, trial: Trial | None = None) -> Version:
+        """Put a version in service; with `trial`, whose candidate it is, everything else that the candidate has learned as well."""
+        learners, journal = self._learners, self._journal
+        if journal is not None and not journal.leading:
+            raise SonaStoreError(f"version {version.id}: another process learns for this store")
+        version.factors.check(learners.config.hidden_dim, f"version {version.id}")
+        with self._mutex:
+            before = learners.state()
+            served = Factors.of(learners.adapters[0])
+        keep_served(self.versions, served, version, time.time())
+        with self._mutex:
+            if trial is None:
+                version.factors.put(learners.adapters[0])
+            else:
+                trial.take_over()
+            learners.end_trial()
+        try:
+            if isinstance(self.versions, MemoryVersions):
+                self.versions.publish(version.number)
+            elif journal is not None:
+                journal.save(publish=version.number)
+        except BaseException:
+            with self._mutex:
+                learners.put(before)
+            raise
+        self._background.replaced()
+        return replace(version, published=True)
