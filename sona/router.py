@@ -16,6 +16,7 @@ from sona.engine import SonaEngine, Store
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Decision, Policy
+from sona.loops.arms import arm_vectors, refuse_identical, refuse_same_text
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 from sona.loops.forgetting import ForgetReport
 from sona.loops.learner import new_adapter, partner_of
@@ -159,8 +160,8 @@ class Router:
         sources: SourceLimits | None = _LIMITS,
         drift: bool = True,
     ) -> None:
-        vectors = _arm_vectors(arms, dim, seed)
-        _refuse_same_text(vectors)
+        vectors = arm_vectors(arms, dim, seed)
+        refuse_same_text(vectors)
         costs = dict(cost or {})
         unknown = [arm for arm in costs if arm not in vectors]
         if unknown:
@@ -173,7 +174,7 @@ class Router:
         self._scale = float(np.mean(list(norms.values())))
         self._normalize = normalize
         prepared = {arm: self._prepared(arm, v) for arm, v in vectors.items()}
-        _refuse_identical(prepared)
+        refuse_identical(prepared)
         rank = min(max(len(vectors) - 1, 1), 64) if base_rank is None else base_rank
         config = SonaConfig(
             hidden_dim=width,
@@ -242,9 +243,9 @@ class Router:
         """Open another arm while serving; it starts with what the correction already says about its vector."""
         self._check_open()
         prepared = self._prepared(name, coerce(vector, (self.engine.config.hidden_dim,), f"arm {name!r}"))
-        _refuse_identical({**dict(zip(self.arms, self._policy.vectors(), strict=True)), name: prepared})
+        refuse_identical({**dict(zip(self.arms, self._policy.vectors(), strict=True)), name: prepared})
         if name not in self.arms:
-            _refuse_same_text([*self.arms, name])
+            refuse_same_text([*self.arms, name])
         if self._journal is None:
             self._policy.add_arm(name, prepared, cost)
             return
@@ -496,52 +497,6 @@ class Router:
 
     def __repr__(self) -> str:
         return f"<Router {len(self.arms)} arms, dim={self.engine.config.hidden_dim}>"
-
-
-def _arm_vectors(arms: Any, dim: int | None, seed: int) -> dict[Any, Floats]:
-    """name -> vector, checked."""
-    if isinstance(arms, Mapping):
-        if not arms:
-            raise SonaValueError("arms: expected at least one arm, got none")
-        width = len(np.atleast_1d(np.asarray(next(iter(arms.values()))))) if dim is None else dim
-        return {name: coerce(vector, (width,), f"arm {name!r}") for name, vector in arms.items()}
-    if isinstance(arms, np.ndarray) and arms.ndim == 2 and arms.dtype.kind in "fiu":
-        return dict(enumerate(coerce(arms, (None, dim), "arms")))
-    if isinstance(arms, str | bytes) or not isinstance(arms, Sequence):
-        raise SonaTypeError(f"arms: expected a mapping, a (K, dim) array or a sequence of names, got {type(arms).__name__}")
-    names = list(arms)
-    if not all(isinstance(name, Hashable) for name in names):
-        raise SonaTypeError(f"arms: expected names, or an array (K, dim) of vectors, got a sequence that starts with {names[0]!r}")
-    if not names or len(set(names)) != len(names):
-        raise SonaValueError(f"arms: expected distinct names, at least one, got {names}")
-    if dim is None or dim < 1:
-        raise SonaValueError(f"dim: expected the length of x for arms without vectors, got {dim}")
-    return dict(zip(names, _orthonormal(len(names), dim, seed), strict=True))
-
-
-def _orthonormal(count: int, dim: int, seed: int) -> Floats:
-    """Random unit vectors (count, dim), orthogonal within each group of dim."""
-    rng = np.random.default_rng(seed)
-    groups = [np.linalg.qr(rng.normal(size=(dim, dim)))[0] for _ in range(-(-count // dim))]
-    rows: Floats = np.concatenate(groups)[:count].astype(np.float32)
-    return rows
-
-
-def _refuse_same_text(names: Iterable[Any]) -> None:
-    """A store knows arms by the text of their names."""
-    seen: dict[str, Any] = {}
-    for name in names:
-        twin = seen.setdefault(str(name), name)
-        if twin is not name:
-            raise SonaValueError(f"arms: expected names that differ as text, got {twin!r} and {name!r}")
-
-
-def _refuse_identical(vectors: Mapping[Any, Floats]) -> None:
-    seen: dict[bytes, Any] = {}
-    for name, vector in vectors.items():
-        twin = seen.setdefault(vector.tobytes(), name)
-        if twin is not name:
-            raise SonaValueError(f"arms: expected different vectors, got the same one for {twin!r} and {name!r}")
 
 
 def _form_pool(engine: SonaEngine, policy: Policy) -> None:
