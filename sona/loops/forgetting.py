@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -165,16 +165,6 @@ class Relearner:
         )
 
 
-class _Reward(NamedTuple):
-    """A reward that has been learned, when that many decisions had been made."""
-
-    id: int
-    reward: float
-    source: str | None
-    requests: int
-    time: float  # wall clock, s
-
-
 class MemoryRewards:
     """
     Learned rewards without a store: the newest, as many as the policy remembers decisions.
@@ -189,7 +179,8 @@ class MemoryRewards:
 
     def __init__(self, learners: Learners, versions: MemoryVersions, background: BackgroundLoop) -> None:
         self._learners, self._versions, self._background = learners, versions, background
-        self._kept: deque[_Reward] = deque(maxlen=None if learners.policy is None else learners.policy.capacity)
+        capacity = None if learners.policy is None else learners.policy.capacity
+        self._kept: deque[tuple[int, float, str | None, int, float]] = deque(maxlen=capacity)  # id, reward, source, requests, time
         self._learning = threading.Lock()  # held while a reward is learned
 
     def learn(self, id: int, reward: float, source: str | None) -> bool:
@@ -199,7 +190,7 @@ class MemoryRewards:
         with self._learning:
             learned = self._learners.learn(id, reward, source)
             if learned:
-                self._kept.append(_Reward(id, reward, source, policy.requests, time.time()))
+                self._kept.append((id, reward, source, policy.requests, time.time()))
         return learned
 
     def forget(self, source: str) -> ForgetReport:
@@ -207,29 +198,29 @@ class MemoryRewards:
         policy = self._learners.policy
         assert policy is not None
         with self._learning:
-            gone = [each for each in self._kept if each.source == source]
+            gone = [each for each in self._kept if each[2] == source]
             whole = len(self._kept) < policy.capacity
             if not gone and (whole or not self._learners.sources.knows(source)):
                 return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
             learner = Relearner(self._learners)
-            for each in self._kept:
-                if each.source == source:
+            for id, reward, who, requests, _ in self._kept:
+                if who == source:
                     continue
-                known = policy.recorded(each.id)
+                known = policy.recorded(id)
                 if known is None:
                     learner.missed += 1
                     continue
-                if not learner.policy.knows(each.id):
-                    learner.policy.recall(each.id, **known | {"reward": learner.last.get(each.id)})
-                learner.learn(each.id, each.reward, each.source, each.requests)
+                if not learner.policy.knows(id):
+                    learner.policy.recall(id, **known | {"reward": learner.last.get(id)})
+                learner.learn(id, reward, who, requests)
             unlogged = self._learners.unlogged
             self._learners.put(learner.arrays(self._learners))
             for id in range(max(policy.first_id, policy.next_id - policy.capacity), policy.next_id):
                 known = learner.policy.recorded(id)
                 policy.settle(id, None if known is None else known["reward"])
-            self._kept = deque((each for each in self._kept if each.source != source), policy.capacity)
-            dropped = self._versions.drop(gone[0].time if gone and whole else -math.inf)
-            self._background.forget({each.id for each in gone})
+            self._kept = deque((each for each in self._kept if each[2] != source), policy.capacity)
+            dropped = self._versions.drop(gone[0][4] if gone and whole else -math.inf)
+            self._background.forget({each[0] for each in gone})
         return learner.report(source, len(gone), dropped, whole=whole, unlogged=unlogged)
 
 
