@@ -29,6 +29,8 @@ from sona import Adapter, BaseLoRA, Instant, MicroLoRA, Ring, Router, SonaConfig
 from sona._kernels import Kernels
 from sona.demo.linucb import LinUCB
 from sona.ewc import EwcPlusPlus, LowRankEwc
+from sona.loops.background import BackgroundLoopConfig
+from sona.loops.gate import GateConfig
 from sona.patterns import PatternConfig, ReasoningBank
 from sona.patterns.clusters import one_thread
 
@@ -219,6 +221,24 @@ def routers(effort: Effort) -> Iterator[Row]:
         yield within("Router.feedback, 99th percentile", learning, p99)
         ratio = rounds.ratio("linucb, learning", "sona, learning")
         yield faster("Router.route + feedback", learning, rounds.median("sona, learning") / len(few), numpy, ratio)
+
+
+def options(effort: Effort) -> Iterator[Row]:
+    """What a pool, retrieval and a trial add to a request and to a reward."""
+    K, d = 20, 384
+    arms, centres = normal(K, d), normal(K, d, seed=1)
+    labels = np.random.default_rng(2).integers(K, size=2 * effort.requests)
+    xs = centres[labels] + 0.5 * normal(len(labels), d, seed=3)
+    settings: dict[str, dict[str, Any]] = {"pool": {"pool": True}, "retrieval=4000": {"retrieval": 4000}, "on trial": {}}
+    for name, setting in settings.items():
+        router = Router(arms, background=BackgroundLoopConfig(gate=GateConfig(n_min=1_000_000, n_max=1_000_000)), **setting)
+        stream(router, xs[: effort.requests], labels[: effort.requests])
+        if name == "on trial":
+            router.background_learn()
+        routed, learned = stream(router, xs[effort.requests :], labels[effort.requests :])
+        case = f"d={d}, {K} arms, no store, full, {name}"
+        yield within("Router.route, median", case, float(np.median(routed)))
+        yield within("Router.feedback, median", case, float(np.median(learned)))
 
 
 def elementwise(effort: Effort) -> Iterator[Row]:
@@ -428,6 +448,7 @@ BENCHES: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     batch_forward,
     instant_step,
     routers,
+    options,
     elementwise,
     consolidation,
     ring,
