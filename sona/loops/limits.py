@@ -219,7 +219,7 @@ class Sources:
     def report(self) -> list[SourceReport]:
         """The sources that are remembered, the one with the largest share first."""
         found = []
-        for source, one in self._known.items():
+        for source, one in list(self._known.items()):  # rewards may come in meanwhile
             share = one.traffic * math.exp((one.at - self._now) / WINDOW) / self._total
             found.append(SourceReport(source, int(one.rewards), share, one.mean, one.weight, one.weight == 0))
         return sorted(found, key=lambda each: (-each.share, each.source))

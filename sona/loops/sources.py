@@ -88,8 +88,8 @@ class SourceVeto:
         z = between("z", z, -math.inf, math.inf)
         if source not in self._rows and len(self._rows) >= MAX_SOURCES:
             return
-        self._rows[source] = self._rows.get(source, 0) + 1
         self._total[source] = self._total.get(source, 0.0) + z
+        self._rows[source] = self._rows.get(source, 0) + 1
         self._n += 1
 
     def vetoes(self) -> bool:
@@ -104,7 +104,7 @@ class SourceVeto:
     @property
     def evidence(self) -> dict[str, Any]:
         """Plain numbers: sources with enough decisions, their trimmed mean and its lower bound (None with too few), rows, tolerance."""
-        means = [self._total[s] / n for s, n in self._rows.items() if n >= self.min_rows]
+        means = [self._total[s] / n for s, n in list(self._rows.items()) if n >= self.min_rows]  # rewards may come in meanwhile
         mean, bound = trimmed_bound(means, self.alpha / LOOKS) if len(means) >= self.min_sources else (None, None)
         return {"sources": len(means), "mean": mean, "bound": bound, "rows": self._n, "tolerance": self.tolerance}
 
