@@ -146,7 +146,7 @@ sona_status sona_policy_route_beside(sona_policy *p, const sona_evidence *eviden
   /* Where similar decisions overrule the learner there is nothing to compare: they would overrule the rival as well. */
   const int64_t other = explore == SONA_GREEDY && which[SONA_CURRENT] == own ? sona_policy_rival_choice(p, x, candidates, count) : -1;
   int differs = other >= 0 && other != own;
-  if (p->o.guard && (!agreed || differs)) sona_guard_weights(&p->guard, weight);
+  if (p->o.guard && (!agreed || other >= 0)) sona_guard_weights(&p->guard, weight);
   const int counts = other >= 0 && weight[SONA_CURRENT] >= SONA_RIVAL_LEAST;
   differs &= counts;
   const double share = differs ? p->rival_share * weight[SONA_CURRENT] : 0; /* of the rival, out of the learner's */
