@@ -233,7 +233,7 @@ cdef extern from "sona/policy.h" nogil:
         SONA_RIVAL_DIFFERS
     float SONA_RIVAL_LEAST
     ctypedef struct sona_outcome:
-        float reward, probability, weight
+        float reward, probability, weight, trust, doubt
         uint32_t row
         uint64_t generation
         uint64_t step, arm_step

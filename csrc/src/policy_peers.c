@@ -125,7 +125,7 @@ static void correct(sona_policy *peer, float weight, const float *x, const int32
 
 void sona_policy_correct_peers(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d,
                                float reward, const sona_outcome *before) {
-  const float full = d->own ? before->weight : before->weight / p->o.off_policy_step;
+  const float full = d->own ? before->weight : fminf(before->weight / p->o.off_policy_step, 1);
   if (sona_policy_has(p, p->rival)) {
     const float weight = rival_own(p, x, candidates, count, d) ? full : full * p->rival->o.off_policy_step;
     correct(p->rival, weight, x, candidates, count, d, reward, before->reward);

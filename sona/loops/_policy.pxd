@@ -26,6 +26,7 @@ cdef class Policy:
     cdef readonly Instant instant
     cdef readonly Py_ssize_t dim, capacity    # capacity: decisions that are remembered, a power of two
     cdef readonly double tau
+    cdef float off_policy_step
     cdef readonly str explore
     cdef readonly bint guarded
     cdef float *unit                  # (dim): x / |x|

@@ -2,7 +2,7 @@
 
 cimport numpy as cnp
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.math cimport INFINITY, NAN, isfinite, sqrt
+from libc.math cimport INFINITY, NAN, isfinite, isnan, sqrt
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
@@ -117,6 +117,7 @@ cdef class Policy:
         self.next_id = self.first_id = first_id
         self.last_surprise = NAN
         self.tau, self.explore, self.guarded, self.capacity = tau, explore, guard, 1 << (pending - 1).bit_length()
+        self.off_policy_step = <float> off_policy_step
 
     def __dealloc__(self):
         sona_policy_destroy(self.handle)
@@ -401,6 +402,8 @@ cdef class Policy:
             return False
         cdef bint again = record.learned and <float> reward == record.outcome.reward
         if record.learned:
+            if isnan(record.outcome.probability):  # nobody remembers what the first one counted for
+                record.outcome.weight = min(record.outcome.weight, <float> weight * (1 if record.decision.own else self.off_policy_step))
             status = sona_policy_revise(self.handle, record.x, sona_record_candidates(record), record.count, &record.decision,
                                         <float> reward, &record.outcome, &step)
         else:
@@ -505,7 +508,7 @@ cdef class Policy:
         record.decision.own, record.decision.agreed, record.decision.version = own, agreed, sona_policy_version(self.handle)
         record.decision.trial, record.decision.rival, record.decision.partner = trial, rival, partner
         if reward is not None:  # its row is long folded in: generation 0 is no generation
-            record.learned, record.outcome.reward, record.outcome.weight = 1, reward, 1
+            record.learned, record.outcome.reward, record.outcome.weight = 1, reward, 1 if own else self.off_policy_step
             record.outcome.probability = NAN
         memcpy(record.x, unit, self.dim * sizeof(float))
         if count:
@@ -544,6 +547,9 @@ cdef class Policy:
         record.learned = reward is not None
         if reward is not None:
             record.outcome.reward, record.outcome.generation, record.outcome.probability = reward, 0, NAN
+            record.outcome.trust = record.outcome.doubt = 0
+            if not record.outcome.weight > 0:  # its first reward counted for nothing, and does now
+                record.outcome.weight = 1 if record.decision.own else self.off_policy_step
 
     def forget_decisions(self):
         """Remember no decision; those in a store can be recalled."""
