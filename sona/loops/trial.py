@@ -31,6 +31,8 @@ class Trial:
         With `share` at most 0.5.
     version : int
         Number of the candidate's version.
+    number : int
+        1 to 255: tells decisions of this trial from those of another, also of one of the same version.
     span : (float, float)
         Least and largest cost of an arm: what the gate is told is the reward less the cost, mapped from [-largest, 1 - least] to [0, 1].
 
@@ -46,8 +48,10 @@ class Trial:
     that a reward which is learned again after a crash is told again.
     """
 
-    def __init__(self, policy: Policy, adapter: Adapter, instant: Instant, gate: Gate, version: int, span: tuple[float, float]) -> None:
-        self.gate, self.version, self.span = gate, version, span
+    def __init__(
+        self, policy: Policy, adapter: Adapter, instant: Instant, gate: Gate, version: int, span: tuple[float, float], number: int
+    ) -> None:
+        self.gate, self.version, self.span, self.number = gate, version, span, number
         self._policy = policy
         self.candidate = partner_of(policy, adapter, instant)
         self.outcome: Version | None = None
@@ -69,7 +73,7 @@ class Trial:
         low, high = float(policy.costs().min()), float(policy.costs().max())
         width = 1 + high - low
         config = replace(gate, share=LEAST_SHARE, tolerance=gate.tolerance / width, margin=gate.margin / width)
-        trial = cls(policy, adapter, instant, Gate(config, level=level), version, (low, high))
+        trial = cls(policy, adapter, instant, Gate(config, level=level), version, (low, high), policy.requests % 255 + 1)
         instant.restore(policy.instant.state())
         trial.candidate.adopt(policy)
         factors.put(adapter)
@@ -77,7 +81,7 @@ class Trial:
 
     def begin(self) -> None:
         """From now on the candidate is served and taught."""
-        self._policy.contest(self.candidate, self.gate.config.q, self.version % 255 + 1, self)
+        self._policy.contest(self.candidate, self.gate.config.q, self.number, self)
 
     def end(self) -> None:
         """The candidate is neither served nor taught any more."""
@@ -102,7 +106,7 @@ class Trial:
 
     def state(self) -> Arrays:
         """Everything, as named arrays."""
-        about = {"version": self.version, "span": self.span, "gate": self.gate.state()}
+        about = {"version": self.version, "number": self.number, "span": self.span, "gate": self.gate.state()}
         return {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **learned(self.candidate)}
 
     @classmethod
@@ -118,7 +122,11 @@ class Trial:
         try:
             about = json.loads(arrays["about"].tobytes())
             low, high = (float(each) for each in about["span"])
-            trial = cls(policy, adapter, instant, Gate.restore(about["gate"]), int(about["version"]), (low, high))
+            version = int(about["version"])
+            number = int(about.get("number", version % 255 + 1))  # absent: from before the same version could be tried again
+            if not 0 < number < 256:
+                raise SonaValueError(f"number: expected 1 to 255, got {number}")
+            trial = cls(policy, adapter, instant, Gate.restore(about["gate"]), version, (low, high), number)
             put_learned(trial.candidate, arrays)
         except (KeyError, TypeError, ValueError, SonaTypeError) as error:
             raise SonaValueError(f"expected the state of a trial, got {error!r}") from error
