@@ -151,9 +151,9 @@ class Sources:
 
     def learn(self, policy: Policy, id: int, reward: float, source: str | None) -> bool:
         """`Policy.learn` with the weight of the source; True too where that is 0 and nothing is learned."""
+        check_source(source)
         if source is None or self.limits is None:
             return policy.learn(id, reward, source=source)
-        check_source(source)
         surprise = policy.score(id, reward)
         weight = 1.0 if surprise is None else self.weigh(source, surprise)
         return weight == 0 or policy.learn(id, reward, weight, source)
