@@ -38,7 +38,7 @@ class Drift:
     time : float
         Of the last alarm, when the reward was learned, in seconds since the epoch; 0 before the first.
     since : int
-        Id of the first decision after the last change; 0 before the first alarm.
+        Id of the first decision after the last change, not above the next one of this process; 0 before the first alarm.
 
     Thread-safety
     -------------
@@ -57,7 +57,7 @@ class Drift:
             return
         self.alarms += 1
         self._alarmed = self._watch.added
-        self.since = self._watch.changed
+        self.since = min(self._watch.changed, self._policy.next_id)  # of a process that began later: it says nothing of our own ids
         self.time = time.time()
         self._policy.since = self.since
         share = min(max((1 + self._watch.level) ** 2, LEAST), 1.0)
@@ -95,6 +95,7 @@ class Drift:
         if alarms.shape != (3,) or when.shape != (1,) or not np.isfinite(when).all():
             raise SonaValueError(f"drift: expected alarms (3,) and a finite time (1,), got shapes {alarms.shape} and {when.shape}")
         self._watch.restore(arrays)
-        self.alarms, self.since, self._alarmed = alarms.tolist()
+        self.alarms, since, self._alarmed = alarms.tolist()
+        self.since = min(since, self._policy.next_id)
         self.time = float(when[0])
         self._policy.since = self.since

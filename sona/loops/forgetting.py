@@ -84,6 +84,7 @@ class Relearner:
             pending=serving.capacity,
         )  # as a Router makes its own
         self.policy.take_arms(serving)
+        self.policy.next_id = serving.next_id
         self.drift = None if learners.drift is None else Drift(self.policy)
         self.sources = Sources(learners.sources.limits)
         self.learned = self.missed = 0
