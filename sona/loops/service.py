@@ -45,7 +45,7 @@ class Service:
     ----------
     versions : MemoryVersions or StoredVersions
     deciding : Lock
-        Held while a trial is decided.
+        Held while a trial is decided, begun or ended by a caller, and while a version is published.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class Service:
         if self._journal is not None and not self._journal.leading:
             raise SonaStoreError(f"trial of {chosen.id}: another process learns for this store")
         chosen.factors.check(self._learners.config.hidden_dim, f"version {chosen.id}")
-        self.begin_trial(chosen, min(max(self._learners.instants[0].mean_reward, 0.01), 1.0))
+        with self.deciding:
+            self.begin_trial(chosen, min(max(self._learners.instants[0].mean_reward, 0.01), 1.0))
         ruling = self.ruling
         assert ruling is not None
         return ruling
@@ -138,6 +139,10 @@ class Service:
 
     def stop_trial(self) -> None:
         """End a trial without making anything of its candidate."""
+        with self.deciding:
+            self._stop_trial()
+
+    def _stop_trial(self) -> None:
         with self._mutex:
             self._learners.end_trial()
         if self._journal is not None and self._journal.leading:
@@ -164,7 +169,7 @@ class Service:
         metrics = {name: dict(about) for name, about in found.evidence.items()}
         outcome = trial.outcome or self._add(found, metrics, {"candidate": trial.version}, Factors.of(trial.candidate.adapter))
         if found.verdict != "accept":
-            self.stop_trial()
+            self._stop_trial()
             return
         try:
             self._serve(outcome, trial)
@@ -177,7 +182,8 @@ class Service:
 
     def publish(self, version: Version | str | int) -> Version:
         """Put a version, its number or its id in service; SonaError, and the old correction is served, where that cannot be."""
-        return self._serve(find(self.versions.all(), version))
+        with self.deciding:  # a reward may be deciding a trial
+            return self._serve(find(self.versions.all(), version))
 
     def _serve(self, version: Version, trial: Trial | None = None) -> Version:
         """Put a version in service; with `trial`, whose candidate it is, everything else that the candidate has learned as well."""
