@@ -215,7 +215,10 @@ class RequestPatterns:
             try:
                 kept = journal.store.get_state(self._state_name)
                 digest = b"" if kept is None else hashlib.sha256(kept[0]).digest()
-                if kept is None or digest == self._digest:
+                if digest == self._digest:
+                    return
+                if kept is None:  # the process that leads has forgotten a source
+                    self.reset()
                     return
                 self._digest = digest
                 self._found = _decoded(kept[0], self._config)
