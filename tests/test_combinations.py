@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from reference import Clusters
 
-from sona import Router, Version
+from sona import Router, SonaTypeError, Version
 from sona.adapters import Factors
+from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.gate import GateConfig
 from sona.loops.sources import SourceVeto
@@ -117,3 +119,154 @@ def test_a_trial_may_end_while_somebody_asks_for_it(monkeypatch: pytest.MonkeyPa
     found = router.engine.trial
     assert found is not None
     assert found.evidence["version"] == version.number
+
+
+# ---- trials ----
+
+
+def test_nothing_counts_for_a_trial_while_the_guard_doubts_the_learner() -> None:
+    router = make(world := Clusters(0))
+    engine, policy = router.engine, router.engine.policy
+    kept = engine._versions.add(replace(propose(router, world), factors=Factors.of(engine.adapters[0])))
+    engine.start_trial(kept)
+    state = policy.state()
+    state["guard"][0] = -3.0  # all models agree, and the candidate with them
+    policy.restore(state)
+    d = router.route(world.draw()[0])
+    router.feedback(d.id, 1.0)
+    assert engine._trial is not None
+    assert engine._trial.ruling.evidence["duel"]["n"] == 0
+
+
+def test_a_late_reward_of_an_earlier_trial_of_a_version_does_not_count() -> None:
+    router = make(world := Clusters(0))
+    version = propose(router, world)
+    router.engine.start_trial(version)
+    early = [router.route(world.draw()[0]) for _ in range(20)]
+    router.engine.stop_trial()
+    router.engine.start_trial(version)
+    for d in early:
+        router.feedback(d.id, 1.0)
+    trial = router.engine._trial
+    assert trial is not None
+    assert trial.ruling.evidence["duel"]["n"] == 0
+    serve(router, world, 10)
+    assert trial.ruling.evidence["duel"]["n"] > 0
+
+
+def test_a_bad_source_is_refused_before_anything_is_learned() -> None:
+    router = make(world := Clusters(0), sources=None)
+    router.engine.start_trial(propose(router, world))
+    d = router.route(world.draw()[0])
+    with pytest.raises(SonaTypeError, match="source"):
+        router.feedback(d.id, 1.0, source=7)  # type: ignore[arg-type]
+    assert router.stats()["learned"] == 0
+    assert router.feedback(d.id, 1.0, source="a")
+
+
+def test_publish_waits_for_a_trial_that_is_being_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make(world := Clusters(0))
+    engine = router.engine
+    served = propose(router, world, seed=2)
+    engine.start_trial(propose(router, world, seed=1))
+    engine._trial.gate._duel._verdict = "accept"  # type: ignore[union-attr]
+    keep, inside = engine._versions.add, threading.Event()
+
+    def slow(version: Version) -> Version:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            time.sleep(0.2)
+        return keep(version)
+
+    monkeypatch.setattr(engine._versions, "add", slow)
+    deciding = threading.Thread(target=serve, args=(router, world, 1))
+    deciding.start()
+    assert inside.wait(10)
+    engine.publish(served)
+    deciding.join(10)
+    assert next(v for v in engine.versions() if v.published).number == served.number
+    np.testing.assert_allclose(Factors.of(engine.adapters[0]).up, served.factors.up, atol=1e-5)
+
+
+# ---- decisions that come back from a store ----
+
+
+def changed(policy: Policy, rows: Callable[[], Any], learn: Callable[[], object]) -> float:
+    before = len(rows()[1])
+    learn()
+    return float(np.linalg.norm(rows()[1][before:]))
+
+
+@pytest.fixture
+def recalled() -> Callable[..., float]:
+    """Length of the step that another reward of a decision makes, when the first one was learned by another process."""
+
+    def step(own: bool, weight: float = 1.0) -> float:
+        router = make(Clusters(0), drift=False)
+        policy = router.engine.policy
+        assert policy is not None
+        x = np.eye(20, dtype=np.float32)[0]
+        policy.recall(77, x, 0, 1.0, own=own, agreed=True, reward=1.0)
+        return changed(policy, policy.adapter.rows, lambda: policy.learn(77, 0.0, weight))
+
+    return step
+
+
+def test_another_reward_of_an_overruled_decision_makes_as_small_a_step_as_the_first(recalled: Callable[..., float]) -> None:
+    assert recalled(False) == pytest.approx(0.3 * recalled(True), rel=1e-4)
+
+
+def test_a_source_above_its_cap_is_not_heard_in_full_when_it_changes_its_mind_later(recalled: Callable[..., float]) -> None:
+    assert recalled(True, 0.1) == pytest.approx(0.1 * recalled(True), rel=1e-4)
+
+
+def test_a_candidate_learns_another_reward_of_a_decision_that_came_back() -> None:
+    router = make(world := Clusters(0))
+    router.engine.start_trial(propose(router, world))
+    policy, trial = router.engine.policy, router.engine._trial
+    assert policy is not None
+    assert trial is not None
+    x = world.draw()[0]
+    policy.recall(77, x, 0, 0.5, own=False, trial=policy.trial, rival=3, reward=0.0)
+    assert changed(policy, trial.candidate.adapter.rows, lambda: policy.learn(77, 1.0)) > 0
+
+
+def test_a_settled_decision_takes_another_reward() -> None:
+    router = make(world := Clusters(0))
+    policy = router.engine.policy
+    assert policy is not None
+    d = router.route(world.draw()[0])
+    policy.settle(d.id, 1.0)
+    assert router.feedback(d.id, 0.0)
+    assert router.stats()["revised"] == 1
+
+
+# ---- the drift alarm ----
+
+
+def test_a_change_seen_in_ids_of_another_process_does_not_hide_our_own_decisions() -> None:
+    other = make(Clusters(0))
+    state = other.engine.state()
+    state["drift.alarms"] = np.array([1, 9 << 40, 0], np.uint64)
+    router = make(world := Clusters(0))
+    router.engine.restore(state)
+    serve(router, world, 200)
+    assert router.background_learn().trajectories_processed == 200
+
+
+# ---- two processes ----
+
+
+def test_patterns_of_a_process_that_follows_go_when_the_leader_forgets_a_source(path: Path) -> None:
+    with make(world := Clusters(0), path) as leader, make(world, path) as follower:
+        for _ in range(120):
+            x, k = world.draw()
+            d = leader.route(x)
+            leader.feedback(d.id, float(d.arm == k), source="a" if k else "b")
+        assert leader.background_learn().patterns_extracted > 0
+        known = follower.engine.patterns
+        known.follow(now=True)
+        assert known.bank.patterns
+        leader.forget_source("b")
+        known.follow(now=True)
+        assert not known.bank.patterns
