@@ -270,3 +270,27 @@ def test_patterns_of_a_process_that_follows_go_when_the_leader_forgets_a_source(
         leader.forget_source("b")
         known.follow(now=True)
         assert not known.bank.patterns
+
+
+def test_a_reward_finds_its_decision_when_the_learner_is_replaced_before_the_decision_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(world := Clusters(0), path) as router:
+        journal, policy, accepted = router.engine.journal, router.engine.policy, []
+        assert journal is not None
+        assert policy is not None
+        append = journal.store.append
+
+        def slow(*rows: Any) -> int:
+            time.sleep(0.2)
+            return append(*rows)
+
+        monkeypatch.setattr(journal.store, "append", slow)
+        with journal.intake, journal.mutex:
+            d = router.route(world.draw()[0])
+            rewarding = threading.Thread(target=lambda: accepted.append(router.feedback(d.id, 1.0)))
+            rewarding.start()
+            time.sleep(0.1)
+            policy.forget_decisions()  # as `forget_source` does
+        rewarding.join(10)
+        assert accepted == [True]

@@ -212,9 +212,16 @@ class Journal:
         policy = self._learner.policy
         assert policy is not None
         now = time.time()
-        if not policy.knows(id) and id >> SEQUENCE_BITS == self._session:
+        own, known = id >> SEQUENCE_BITS == self._session, policy.knows(id)
+        if own and not known:
             self._write_queued()  # the decision, or the reward that it had, may be on its way
-        with self.intake, self.mutex:
+        with self.intake:
+            if own and known and not policy.knows(id):  # the learner has been replaced since
+                self._write_queued()
+            return self._feedback_taken(policy, id, reward, now, source, learn=learn)
+
+    def _feedback_taken(self, policy: Policy, id: int, reward: float, now: float, source: str | None, *, learn: bool) -> bool:
+        with self.mutex:
             if self._ending:
                 raise SonaClosedError("the router is closed")
             learned = learn and self.leading
