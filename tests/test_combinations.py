@@ -294,3 +294,30 @@ def test_a_reward_finds_its_decision_when_the_learner_is_replaced_before_the_dec
             policy.forget_decisions()  # as `forget_source` does
         rewarding.join(10)
         assert accepted == [True]
+
+
+def test_a_quarantined_source_is_heard_neither_by_replay_nor_by_retrieval_nor_by_whom_it_reported_before(path: Path) -> None:
+    """Its rewards are in the store, and were never learned: also after a restart."""
+    world, rng, lies, own = Clusters(0), np.random.default_rng(0), set(), []
+    with make(world, path, retrieval=1000) as router:
+        for n in range(900):
+            x, k = world.draw()
+            d = router.route(x)
+            source = f"s{n % 6}"
+            bad = source == "s0"
+            router.feedback(d.id, float((d.arm == k) != bad) if rng.random() < 0.95 else 0.5, source=source)
+            assert router.engine.policy is not None
+            if bad and n > 600:
+                lies.add(d.id)
+                own.append(router.engine.policy.recorded(d.id)["reward"])
+        assert router.engine.sources.quarantined() == ["s0"]
+        assert own == [None] * len(own)
+        assert router.engine.loop_b.window is not None
+        assert not lies & set(router.engine.loop_b.window.newest().id.tolist())
+    with make(world, path, retrieval=1000) as router:
+        assert router._retrieval is not None
+        assert len(router._retrieval)
+        assert not lies & set(router._retrieval._at)
+        before = router.stats()["learned"]
+        assert router.feedback(min(lies), 1.0, source="s1")
+        assert router.stats()["learned"] == before + 1

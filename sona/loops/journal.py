@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
 from sona.loops._policy import Policy
+from sona.loops.limits import Sources
 from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow
 from sona.store.sqlite import NAME, SEQUENCE_BITS
 
@@ -34,6 +35,7 @@ class Learner(Protocol):
     """What a journal keeps and restores."""
 
     policy: Policy | None
+    sources: Sources
 
     def learn(self, id: int, reward: float, source: str | None) -> bool: ...
     def state(self) -> Arrays: ...
@@ -516,7 +518,15 @@ class Journal:
         """
         policy = self._learner.policy
         row = self.store.decision(id) if policy is not None else None
-        return policy is not None and row is not None and self.recall_row(policy, row, self.store.reward(id, before))
+        return policy is not None and row is not None and self.recall_row(policy, row, self.last_reward(id, before))
+
+    def last_reward(self, id: int, before: int | None = None) -> float | None:
+        """Of a decision in the store, without the rewards of sources that count for nothing."""
+        return self.store.reward(id, before, without=self._learner.sources.quarantined())
+
+    def last_rewards(self, newest: int) -> Iterator[tuple[DecisionRow, float | None]]:
+        """The newest decisions in the store, oldest first, with the same."""
+        return self.store.decisions(newest, without=self._learner.sources.quarantined())
 
     def recall_row(self, policy: Policy, row: DecisionRow, reward: float | None) -> bool:
         """The same with a row and its reward that have been read, for any policy with the same arms."""

@@ -212,6 +212,10 @@ class Sources:
         one = None if source is None else self._known.get(source)
         return one is None or one.weight > 0
 
+    def quarantined(self) -> list[str]:
+        """Sources whose newest reward counted for nothing."""
+        return [source for source, one in list(self._known.items()) if one.weight == 0]
+
     def knows(self, source: str) -> bool:
         """Whether a reward of that source is remembered."""
         return source in self._known

@@ -57,7 +57,7 @@ class Window:
             return own
         self._journal.flush()
         known = set(own.id.tolist())
-        stored = ((row, reward) for row, reward in self._journal.store.decisions(self._newest) if row.id >= since)
+        stored = ((row, reward) for row, reward in self._journal.last_rewards(self._newest) if row.id >= since)
         found = ((row, reward) for row, reward in stored if reward is not None and row.id not in known)
         both = self._stored(found).joined(own)
         return both.take(np.arange(max(len(both) - self._newest, 0), len(both)))
@@ -67,7 +67,7 @@ class Window:
         if self._journal is not None:
             self._journal.flush()
             store = self._journal.store
-            found = ((store.decision(id), store.reward(id)) for id in self.tasks.since(since))
+            found = ((store.decision(id), self._journal.last_reward(id)) for id in self.tasks.since(since))
             return self._stored((row, reward) for row, reward in found if row is not None and reward is not None)
         self._kept = self._kept.renumbered(self._names(self._arms), self._names(self._policy.names_by_row()))
         self._arms = self._policy.names_by_row()

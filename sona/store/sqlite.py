@@ -49,7 +49,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Row = TypeVar("Row", DecisionRow, FeedbackRow, TrajectoryRow, VersionRow)
 
 # Without the hint SQLite walks all feedback of the namespace backwards.
-_LAST_REWARD = "SELECT reward FROM feedback INDEXED BY feedback_id WHERE ns = {} AND id = {} AND seq < {} ORDER BY seq DESC LIMIT 1"
+_LAST_REWARD = "SELECT reward FROM feedback INDEXED BY feedback_id WHERE ns = {} AND id = {} AND seq < {}{} ORDER BY seq DESC LIMIT 1"
 
 
 class SqliteStore:
@@ -266,22 +266,22 @@ class SqliteStore:
         except (SonaTypeError, SonaValueError) as exc:
             raise SonaCorruptError(f"{self.path}: a row of namespace {self.namespace!r} is damaged: {exc}") from exc
 
-    def decisions(self, limit: int | None = None) -> Iterator[tuple[DecisionRow, float | None]]:
-        """The newest `limit` decisions (None: all), oldest first, each with its last reward or None.
+    def decisions(self, limit: int | None = None, *, without: Collection[str] = ()) -> Iterator[tuple[DecisionRow, float | None]]:
+        """The newest `limit` decisions (None: all), oldest first, each with its last reward that is of none of these sources, or None.
 
         Reads in pieces: rows that are added or deleted meanwhile may or may not appear, each row at most once.
         """
         if limit is not None:
             _count("limit", limit)
-        return self._decisions(limit)
+        return self._decisions(limit, tuple(without))
 
-    def _decisions(self, limit: int | None) -> Iterator[tuple[DecisionRow, float | None]]:
-        reward = _LAST_REWARD.format("decisions.ns", "decisions.id", MAX_ID)
-        for row in self._oldest_first("decisions", f"{DECISION_COLUMNS}, ({reward})", limit):
+    def _decisions(self, limit: int | None, without: tuple[str, ...]) -> Iterator[tuple[DecisionRow, float | None]]:
+        reward = _LAST_REWARD.format("decisions.ns", "decisions.id", MAX_ID, _of_others(without))
+        for row in self._oldest_first("decisions", f"{DECISION_COLUMNS}, ({reward})", limit, without):
             yield self._row(DecisionRow, row[:-1]), row[-1]
 
-    def _oldest_first(self, table: str, columns: str, limit: int | None) -> Iterator[tuple[Any, ...]]:
-        """The newest `limit` rows of `table`, oldest first, CHUNK at a time by (time, pos)."""
+    def _oldest_first(self, table: str, columns: str, limit: int | None, given: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        """The newest `limit` rows of `table`, oldest first, CHUNK at a time by (time, pos); `given` goes into `columns`."""
         time, pos, left = -math.inf, -1, MAX_ID
         if limit is not None:
             left = limit
@@ -297,9 +297,9 @@ class SqliteStore:
         while left > 0:
             most = min(left, CHUNK)
             with self._db.reading() as conn:
-                rows = conn.execute(same_time, (self._ns, time, pos, most)).fetchall()
+                rows = conn.execute(same_time, (*given, self._ns, time, pos, most)).fetchall()
                 if len(rows) < most:
-                    rows += conn.execute(later, (self._ns, time, most - len(rows))).fetchall()
+                    rows += conn.execute(later, (*given, self._ns, time, most - len(rows))).fetchall()
             if not rows:
                 return
             time, pos = rows[-1][:2]
@@ -307,12 +307,17 @@ class SqliteStore:
             for row in rows:
                 yield row[2:]
 
-    def reward(self, id: SupportsIndex, before: int | None = None) -> float | None:
-        """The last reward reported for that id, of those with a number below `before` if given; None when there is none."""
+    def reward(self, id: SupportsIndex, before: int | None = None, *, without: Collection[str] = ()) -> float | None:
+        """
+        The last reward reported for that id, of those with a number below `before` if given and of none of these sources; None when
+        there is none.
+        """
         if before is not None:
             _count("before", before)
         with self._db.reading() as conn:
-            row = conn.execute(_LAST_REWARD.format("?", "?", "?"), (self._ns, _id(id), MAX_ID if before is None else before)).fetchone()
+            row = conn.execute(
+                _LAST_REWARD.format("?", "?", "?", _of_others(without)), (self._ns, _id(id), MAX_ID if before is None else before, *without)
+            ).fetchone()
         return None if row is None else row[0]
 
     def feedback_after(self, seq: int, limit: int = 1024) -> list[tuple[int, FeedbackRow]]:
@@ -764,6 +769,10 @@ def _id(value: SupportsIndex) -> int:
     except TypeError:
         raise SonaTypeError(f"expected an int, got {type(value).__name__}") from None
     return number if 0 <= number <= MAX_ID else -1
+
+
+def _of_others(sources: Collection[str]) -> str:
+    return f" AND (source IS NULL OR source NOT IN ({', '.join('?' * len(sources))}))" if sources else ""
 
 
 def _count(what: str, value: int) -> None:
