@@ -57,7 +57,7 @@ def propose(router: Router, world: Clusters, seed: int = 1, rank: int = 5) -> An
     rows = np.random.default_rng(seed).normal(size=(2, rank, world.arms.shape[1])).astype(np.float32)
     engine = router.engine
     factors = Factors(rows[0], rows[1], np.zeros(rank, np.float32))
-    return engine._versions.add(
+    return engine._service.versions.add(
         Version(name="default", parent=None, created=time.time(), verdict="undecided", reason="", metrics={}, window={}, factors=factors)
     )
 
@@ -112,7 +112,7 @@ def test_a_trial_may_end_while_somebody_asks_for_it(monkeypatch: pytest.MonkeyPa
 
     def slow(trial: Trial) -> Any:
         found = ruling(trial)
-        router.engine._end_trial()
+        router.engine._learners.end_trial()
         return found
 
     monkeypatch.setattr(Trial, "ruling", property(slow))
@@ -127,15 +127,15 @@ def test_a_trial_may_end_while_somebody_asks_for_it(monkeypatch: pytest.MonkeyPa
 def test_nothing_counts_for_a_trial_while_the_guard_doubts_the_learner() -> None:
     router = make(world := Clusters(0))
     engine, policy = router.engine, router.engine.policy
-    kept = engine._versions.add(replace(propose(router, world), factors=Factors.of(engine.adapters[0])))
+    kept = engine._service.versions.add(replace(propose(router, world), factors=Factors.of(engine.adapters[0])))
     engine.start_trial(kept)
     state = policy.state()
     state["guard"][0] = -3.0  # all models agree, and the candidate with them
     policy.restore(state)
     d = router.route(world.draw()[0])
     router.feedback(d.id, 1.0)
-    assert engine._trial is not None
-    assert engine._trial.ruling.evidence["duel"]["n"] == 0
+    assert engine._learners.trial is not None
+    assert engine._learners.trial.ruling.evidence["duel"]["n"] == 0
 
 
 def test_a_late_reward_of_an_earlier_trial_of_a_version_does_not_count() -> None:
@@ -147,7 +147,7 @@ def test_a_late_reward_of_an_earlier_trial_of_a_version_does_not_count() -> None
     router.engine.start_trial(version)
     for d in early:
         router.feedback(d.id, 1.0)
-    trial = router.engine._trial
+    trial = router.engine._learners.trial
     assert trial is not None
     assert trial.ruling.evidence["duel"]["n"] == 0
     serve(router, world, 10)
@@ -169,8 +169,8 @@ def test_publish_waits_for_a_trial_that_is_being_decided(monkeypatch: pytest.Mon
     engine = router.engine
     served = propose(router, world, seed=2)
     engine.start_trial(propose(router, world, seed=1))
-    engine._trial.gate._duel._verdict = "accept"  # type: ignore[union-attr]
-    keep, inside = engine._versions.add, threading.Event()
+    engine._learners.trial.gate._duel._verdict = "accept"  # type: ignore[union-attr]
+    keep, inside = engine._service.versions.add, threading.Event()
 
     def slow(version: Version) -> Version:
         if threading.current_thread() is not threading.main_thread():
@@ -178,7 +178,7 @@ def test_publish_waits_for_a_trial_that_is_being_decided(monkeypatch: pytest.Mon
             time.sleep(0.2)
         return keep(version)
 
-    monkeypatch.setattr(engine._versions, "add", slow)
+    monkeypatch.setattr(engine._service.versions, "add", slow)
     deciding = threading.Thread(target=serve, args=(router, world, 1))
     deciding.start()
     assert inside.wait(10)
@@ -223,7 +223,7 @@ def test_a_source_above_its_cap_is_not_heard_in_full_when_it_changes_its_mind_la
 def test_a_candidate_learns_another_reward_of_a_decision_that_came_back() -> None:
     router = make(world := Clusters(0))
     router.engine.start_trial(propose(router, world))
-    policy, trial = router.engine.policy, router.engine._trial
+    policy, trial = router.engine.policy, router.engine._learners.trial
     assert policy is not None
     assert trial is not None
     x = world.draw()[0]
