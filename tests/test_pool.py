@@ -73,6 +73,16 @@ def test_a_pool_is_its_members_and_their_mixture(right: float, wrong: float) -> 
     assert int(pool.predict(x[None])[0]) == pool.route(x).index
 
 
+def test_a_warm_start_teaches_both_members_their_own_choices() -> None:
+    world = Clusters(14)
+    pool, partner = member(world, "full"), member(world, "identity")
+    pool.join(partner)
+    for _ in range(60):
+        x, k = world.draw()
+        pool.learn_logged(x, k, 1.0)
+    assert partner.instant.state()["calibration"][3] > 10  # own choices that have calibrated it
+
+
 def test_the_member_that_predicts_better_gets_the_weight() -> None:
     world = Clusters(2)
     pool, partner = member(world, "full"), member(world, "identity")

@@ -401,6 +401,19 @@ def test_decisions_of_a_follower_count(path: Path) -> None:
             assert trial.evidence["duel"]["differing"] > 0
 
 
+def test_a_follower_ends_a_trial_that_the_leader_has_ended(path: Path) -> None:
+    """Also where no reward lies between."""
+    world = Clusters(23)
+    with make(world, path) as leader:
+        propose(leader, good(world))
+        with make(world, path) as follower:
+            assert follower.engine.trial is not None
+            leader.engine.stop_trial()
+            assert follower.engine.journal is not None
+            follower.engine.journal.poll()
+            assert follower.engine.trial is None
+
+
 def test_a_store_that_cannot_be_written_puts_the_decision_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Clusters(18)
     with handicapped(world, path) as router:

@@ -465,6 +465,9 @@ cdef class Policy:
         check(sona_policy_best(self.handle, SONA_CURRENT, unit, indices, count, &best), f"logged decision over {len(self.arms)} arms")
         decision.own, decision.agreed, decision.propensity, decision.version = best == decision.arm, 1, 1, self.version
         decision.trial = decision.rival = decision.partner = 0
+        if self.partner is not None:
+            check(sona_policy_best(self.partner.handle, SONA_CURRENT, unit, indices, count, &best), "logged decision for the partner")
+            decision.partner = best == decision.arm
         decision.chance[0], decision.chance[1], decision.chance[2] = 1, 1, 1
         check(sona_policy_learn(self.handle, unit, indices, count, &decision, <float> reward, 1, &outcome, &step),
               f"logged reward {reward} for arm {name!r}")

@@ -6,6 +6,7 @@ import math
 import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -161,7 +162,7 @@ class Journal:
         self._arms_saved = True
         self._known_sets: dict[int, tuple[str, ...]] = {}
         self._applied = 0  # every reward up to this number is learned
-        self._published: int | None = None  # number of the version that the state was made from
+        self._restored = 0  # checksum of the state that was restored last: a trial may have ended at the same reward
         self._own: list[_Span] = []  # own rewards above it, also learned
         self._own_ids: Counter[int] = Counter()  # decisions of own rewards above it, also those not yet in the store
         self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
@@ -301,8 +302,6 @@ class Journal:
             self.writer.flush()
             if capture.applied == self._applied and self._put_state(capture, publish):
                 break  # else rewards of other processes were learned meanwhile, or some forgotten
-        if publish is not None:
-            self._published = publish
 
     # ---- writing: called by the writer ----
 
@@ -430,7 +429,6 @@ class Journal:
             self._save_at = self._queued + self._save_every
             self._applied, self._own = applied + 1, []
             self._own_ids.clear()
-            self._published = self.store.published(self.name)
         return done
 
     # ---- following ----
@@ -451,8 +449,8 @@ class Journal:
         if None not in (self._fingerprint, meta.get("fingerprint")) and meta["fingerprint"] != self._fingerprint:
             raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
         self._learner.restore(arrays)
+        self._restored = zlib.crc32(blob)
         self._applied = applied
-        self._published = self.store.published(self.name)
         self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
 
     def tick(self) -> None:
@@ -481,7 +479,7 @@ class Journal:
                     raise
             else:
                 kept = self.store.get_state(self.name)
-                if kept is not None and (kept[1] > self._applied or self.store.published(self.name) != self._published):
+                if kept is not None and kept[1] >= self._applied and zlib.crc32(kept[0]) != self._restored:
                     self._restore()
                 return
         self._replay()

@@ -68,7 +68,8 @@ class Service:
         if kept.verdict == "accept":
             return self._serve(kept)
         config = self._background.config
-        if kept.verdict == "undecided" and config.trial and config.serve == "accepted" and self._tries():
+        wanted = kept.verdict == "undecided" and config.trial and config.serve == "accepted" and self._learners.trial is None
+        if wanted and self._tries():
             self.begin_trial(kept, proposal.level)
         return kept
 
