@@ -17,6 +17,7 @@ from sona.adapters import Factors
 from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.gate import GateConfig
+from sona.loops.ruling import items_now
 from sona.loops.sources import SourceVeto
 from sona.loops.trial import Trial
 
@@ -101,6 +102,21 @@ def test_sources_are_reported_while_rewards_come_in(often: None) -> None:
 def test_a_ruling_is_made_while_rewards_come_in(often: None) -> None:
     veto, names = SourceVeto(), iter(f"s{n % 4000}" for n in range(10**9))
     together(2, lambda: veto.record(next(names), 0.5), lambda: veto.evidence)
+
+
+def test_items_are_read_again_where_one_came_in_meanwhile() -> None:
+    """As a garbage collection lets it happen: it may run code of others in the middle of list(dict.items())."""
+
+    class Busy(dict[str, int]):
+        turns = 0
+
+        def items(self) -> Any:
+            self.turns += 1
+            if self.turns < 3:
+                raise RuntimeError("dictionary changed size during iteration")
+            return super().items()
+
+    assert items_now(Busy(a=1)) == [("a", 1)]
 
 
 def test_a_trial_may_end_while_somebody_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sona.errors import SonaTypeError, SonaValueError
 from sona.loops._policy import Policy
-from sona.loops.ruling import at_least, between
+from sona.loops.ruling import at_least, between, items_now
 from sona.store.rows import check_source
 
 WINDOW = 1000.0  # rewards: what share and surprise remember
@@ -214,7 +214,7 @@ class Sources:
 
     def quarantined(self) -> list[str]:
         """Sources whose newest reward counted for nothing."""
-        return [source for source, one in list(self._known.items()) if one.weight == 0]
+        return [source for source, one in items_now(self._known) if one.weight == 0]
 
     def knows(self, source: str) -> bool:
         """Whether a reward of that source is remembered."""
@@ -223,7 +223,7 @@ class Sources:
     def report(self) -> list[SourceReport]:
         """The sources that are remembered, the one with the largest share first."""
         found = []
-        for source, one in list(self._known.items()):  # rewards may come in meanwhile
+        for source, one in items_now(self._known):  # rewards may come in meanwhile
             share = one.traffic * math.exp((one.at - self._now) / WINDOW) / self._total
             found.append(SourceReport(source, int(one.rewards), share, one.mean, one.weight, one.weight == 0))
         return sorted(found, key=lambda each: (-each.share, each.source))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,8 @@ from sona.errors import SonaTypeError, SonaValueError
 
 Verdict = Literal["accept", "reject", "undecided", "expired"]
 FloatArray = npt.NDArray[np.float64]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +78,12 @@ def columns(least: float = 0.0, most: float = 1.0, **values: npt.ArrayLike) -> l
             )
         found.append(array)
     return found
+
+
+def items_now(table: Mapping[K, V]) -> list[tuple[K, V]]:
+    """Items of a dict to which other threads add: once more where one did meanwhile, which a garbage collection in between allows."""
+    while True:
+        try:
+            return list(table.items())
+        except RuntimeError:
+            continue

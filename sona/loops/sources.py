@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sona.errors import SonaTypeError, SonaValueError
-from sona.loops.ruling import at_least, between
+from sona.loops.ruling import at_least, between, items_now
 
 TRIM = 0.1  # of the sources, at either end: 2 of 20
 # Looks at the bound come when there are GROWTH times the rows of the last one, each at alpha / LOOKS. There are 16 up to 32,000 rows, but
@@ -104,7 +104,7 @@ class SourceVeto:
     @property
     def evidence(self) -> dict[str, Any]:
         """Plain numbers: sources with enough decisions, their trimmed mean and its lower bound (None with too few), rows, tolerance."""
-        means = [self._total[s] / n for s, n in list(self._rows.items()) if n >= self.min_rows]  # rewards may come in meanwhile
+        means = [self._total[s] / n for s, n in items_now(self._rows) if n >= self.min_rows]  # rewards may come in meanwhile
         mean, bound = trimmed_bound(means, self.alpha / LOOKS) if len(means) >= self.min_sources else (None, None)
         return {"sources": len(means), "mean": mean, "bound": bound, "rows": self._n, "tolerance": self.tolerance}
 
