@@ -21,6 +21,7 @@ from time import process_time
 from typing import Literal
 
 import numpy as np
+from row import print_lines
 from streams import Stream, make
 
 from sona import Router
@@ -269,9 +270,7 @@ def main() -> int:
     rows = times() + patterns(options.figure) + recomputed() + sharded(options.seeds) + regrets(options.streams, options.seeds)
     lines = [("what", "setting", "figure", "target", "met")]
     lines += [(r.what, r.setting, r.figure, r.target, {True: "yes", False: "NO", None: ""}[r.met]) for r in rows]
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in (lines[0], ["-" * w for w in width], *lines[1:]):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    print_lines(lines)
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
     return 0

@@ -20,6 +20,7 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+from row import print_lines
 
 from sona.loops.duel import BETS, Duel
 from sona.loops.gate import Gate, GateConfig, screen
@@ -258,9 +259,7 @@ def main() -> int:
         print(f"{part.__name__}: {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     lines = [("what", "setting", "figure", "target", "met")]
     lines += [(r.what, r.setting, r.figure, r.target, {True: "yes", False: "NO", None: ""}[r.met]) for r in rows]
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in (lines[0], ["-" * w for w in width], *lines[1:]):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    print_lines(lines)
     judged = [r for r in rows if r.met is not None]
     met = f"{sum(bool(r.met) for r in judged)} of {len(judged)} met"
     print(f"\n{options.trials} trials a setting of the duel; {met}, {perf_counter() - start:.0f} s")

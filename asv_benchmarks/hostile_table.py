@@ -21,6 +21,7 @@ import numpy as np
 import streams
 from measure import recovered, windows
 from numpy.typing import NDArray
+from row import print_lines
 
 from sona import Router, SonaValueError
 
@@ -202,9 +203,7 @@ def main() -> int:
         rows += others(sets, seeds) + blocks(sets, seeds)
     lines = [("setting", "what", "figure", "target", "met")]
     lines += [(r.setting, r.what, r.figure, r.target, {True: "yes", False: "NO", None: ""}[r.met]) for r in rows]
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in (lines[0], ["-" * w for w in width], *lines[1:]):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    print_lines(lines)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1, default=bool) + "\n")
     return 0

@@ -18,6 +18,7 @@ from time import perf_counter
 
 import streams
 from measure import GUARD_SETS, GuardRow, PeerFile, Regrets, geometric_mean, guard_row, regrets
+from row import print_lines
 
 LINEAR = ("LinUCB", "LinTS")
 PEERS = (*LINEAR, "logistic")
@@ -89,11 +90,8 @@ class Check:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    lines = [[cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row] for row in rows]
-    width = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     print(f"\n{title}\n")
-    for line in (header, ["-" * w for w in width], *lines):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    print_lines([header, *([cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row] for row in rows)])
     sys.stdout.flush()
 
 

@@ -1,7 +1,8 @@
-"""One line of the table of measurements."""
+"""One line of the table of measurements, and how the other tables print theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -77,3 +78,10 @@ def within(what: str, case: str, own: float, bound: float | None = None, *, shor
 def missing(what: str, case: str, own: float, peer: str) -> Row:
     """The peer is not installed."""
     return Row(what, case, seconds(own), f"{peer}: not installed")
+
+
+def print_lines(lines: Sequence[Sequence[str]]) -> None:
+    """A Markdown table in columns; the first line is its header."""
+    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in (lines[0], ["-" * w for w in width], *lines[1:]):
+        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")

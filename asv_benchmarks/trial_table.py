@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import streams
 from numpy.typing import NDArray
+from row import print_lines
 
 from sona import Router, Version
 from sona.adapters import Factors
@@ -194,9 +195,7 @@ def main() -> int:
                 found += trials(world, kind, seed)
             print(f"{world}, {kind}: done", file=sys.stderr, flush=True)
     lines = summary(found)
-    width = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in (lines[0], ["-" * w for w in width], *lines[1:]):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, width, strict=True)) + " |")
+    print_lines(lines)
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
     return 0

@@ -18,8 +18,8 @@ from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.gate import GateConfig
 from sona.loops.ruling import items_now
-from sona.loops.sources import SourceVeto
 from sona.loops.trial import Trial
+from sona.loops.veto import SourceVeto
 
 QUICK = GateConfig(n_min=20, n_max=200)
 CONFIG = BackgroundLoopConfig(min_trajectories=50, gate=QUICK)

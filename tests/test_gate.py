@@ -17,7 +17,7 @@ from sona.loops.duel import BETS, Bets, Duel, Wealth
 from sona.loops.gate import Gate, GateConfig, remembered
 from sona.loops.logged import logged_duel
 from sona.loops.screen import PRIOR, calibrate, screen
-from sona.loops.sources import MAX_SOURCES, SourceVeto, trimmed_bound
+from sona.loops.veto import MAX_SOURCES, SourceVeto, trimmed_bound
 
 Rows = list[tuple[str, float]]  # whose arm was played, its reward
 

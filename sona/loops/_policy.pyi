@@ -11,6 +11,8 @@ from sona.loops._instant import Instant
 
 Logged = tuple[int, float, bytes, int, int, bytes | None, float, tuple[float, float, float], bool, bool, int, int, int]
 
+RIVAL_LEAST: float
+
 class Decision:
     id: int
     arm: Any

@@ -22,6 +22,8 @@ from sona.errors import SonaTypeError, SonaValueError
 
 cnp.import_array()
 
+RIVAL_LEAST = SONA_RIVAL_LEAST  # see sona/policy.h
+
 _EXPLORE = {"greedy": SONA_GREEDY, "thompson": SONA_THOMPSON, "softmax": SONA_SOFTMAX}
 _MODELS = {"current": SONA_CURRENT, "frozen": SONA_FROZEN, "anchor": SONA_ANCHOR}
 

@@ -12,7 +12,7 @@ from sona.loops.duel import Draws, Duel, Played, Side
 from sona.loops.logged import logged_duel
 from sona.loops.ruling import Ruling, Verdict, at_least, between, columns
 from sona.loops.screen import screen
-from sona.loops.sources import SourceVeto
+from sona.loops.veto import SourceVeto
 
 __all__ = ["Duel", "Gate", "GateConfig", "Played", "Ruling", "Side", "SourceVeto", "Verdict", "logged_duel", "remembered", "screen"]
 

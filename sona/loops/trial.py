@@ -9,12 +9,10 @@ import numpy as np
 from sona.adapters import Adapter, Factors, Version
 from sona.errors import SonaTypeError, SonaValueError
 from sona.loops._instant import Instant
-from sona.loops._policy import Policy
+from sona.loops._policy import RIVAL_LEAST, Policy
 from sona.loops.gate import Gate, GateConfig
 from sona.loops.learner import Arrays, learned, partner_of, put_learned, put_rows, rows_of
 from sona.loops.ruling import Ruling
-
-LEAST_SHARE = 0.5  # SONA_RIVAL_LEAST: nothing is drawn, and nothing counts, while the guard gives the learner less
 
 
 class Trial:
@@ -28,7 +26,7 @@ class Trial:
     adapter, instant : Adapter, Instant
         Made as the policy's own were; they become the candidate's.
     gate : Gate
-        With `share` at most 0.5.
+        With `share` at most `RIVAL_LEAST`: nothing is drawn, and nothing counts, while the guard gives the learner less.
     version : int
         Number of the candidate's version.
     number : int
@@ -72,7 +70,7 @@ class Trial:
         """
         low, high = float(policy.costs().min()), float(policy.costs().max())
         width = 1 + high - low
-        config = replace(gate, share=LEAST_SHARE, tolerance=gate.tolerance / width, margin=gate.margin / width)
+        config = replace(gate, share=RIVAL_LEAST, tolerance=gate.tolerance / width, margin=gate.margin / width)
         trial = cls(policy, adapter, instant, Gate(config, level=level), version, (low, high), policy.requests % 255 + 1)
         instant.restore(policy.instant.state())
         trial.candidate.adopt(policy)
