@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.loops.limits import SourceLimits, SourceReport
     from sona.loops.patterns import PatternMatch
+    from sona.memory.phi import Phi, phi, phi_of_subgraphs
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
     from sona.router import LoggedDecision, Router
     from sona.store import SqliteStore
@@ -68,6 +69,7 @@ _HOMES = {
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.loops.limits": ("SourceLimits", "SourceReport"),
     "sona.loops.patterns": ("PatternMatch",),
+    "sona.memory.phi": ("Phi", "phi", "phi_of_subgraphs"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
     "sona.router": ("LoggedDecision", "Router"),
     "sona.store": ("SqliteStore",),
@@ -106,6 +108,7 @@ __all__ = [
     "PatternConfig",
     "PatternMatch",
     "PatternType",
+    "Phi",
     "QueryTrajectory",
     "ReasoningBank",
     "Ring",
@@ -137,6 +140,8 @@ __all__ = [
     "get_include",
     "isas",
     "metrics",
+    "phi",
+    "phi_of_subgraphs",
 ]
 
 

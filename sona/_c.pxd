@@ -344,3 +344,37 @@ cdef extern from "sona/ring.h" nogil:
     size_t sona_ring_used(const sona_ring *ring)
     size_t sona_ring_records(const sona_ring *ring)
     uint64_t sona_ring_dropped(const sona_ring *ring)
+
+# ---- sona/phi.h ----
+cdef extern from "sona/phi.h" nogil:
+    enum:
+        SONA_PHI_NODES
+        SONA_PHI_EXHAUSTED
+        SONA_PHI_CROSSOVER
+    double SONA_PHI_ALPHA
+    double SONA_PHI_ASYMMETRY
+    ctypedef enum sona_phi_method:
+        SONA_PHI_AUTO
+        SONA_PHI_EXHAUSTIVE
+        SONA_PHI_QUEYRANNE
+    ctypedef struct sona_phi_options:
+        double alpha
+        int directed
+        int normalise
+        sona_phi_method method
+    ctypedef struct sona_phi:
+        double value
+        double total
+        uint64_t part
+        sona_phi_method method
+    ctypedef struct sona_phi_graph:
+        size_t nodes, entries
+        const int64_t *start
+        const int64_t *stop
+        const int32_t *column
+        const float *weight
+
+    sona_status sona_phi_compute(const double *w, size_t n, const sona_phi_options *options, sona_phi *out)
+    sona_status sona_phi_cut(const double *w, size_t n, const sona_phi_options *options, uint64_t part, double *bits, double *total)
+    sona_status sona_phi_subgraphs(const sona_phi_graph *graph, const int64_t *member, const int64_t *offset, size_t count,
+                                   const sona_phi_options *options, sona_phi *out, size_t *failed)
