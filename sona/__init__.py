@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.loops.limits import SourceLimits, SourceReport
     from sona.loops.patterns import PatternMatch
-    from sona.memory.phi import Phi, phi, phi_of_subgraphs
+    from sona.memory.phi import Phi, phi
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
     from sona.router import LoggedDecision, Router
     from sona.store import SqliteStore
@@ -69,7 +69,7 @@ _HOMES = {
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.loops.limits": ("SourceLimits", "SourceReport"),
     "sona.loops.patterns": ("PatternMatch",),
-    "sona.memory.phi": ("Phi", "phi", "phi_of_subgraphs"),
+    "sona.memory.phi": ("Phi", "phi"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
     "sona.router": ("LoggedDecision", "Router"),
     "sona.store": ("SqliteStore",),
@@ -141,7 +141,6 @@ __all__ = [
     "isas",
     "metrics",
     "phi",
-    "phi_of_subgraphs",
 ]
 
 

@@ -1,7 +1,7 @@
 """Phi of arrays that have the right types, over sona/phi.h."""
 
 cimport numpy as cnp
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t
 
 from sona._c cimport (
     SONA_ENOMEM, SONA_OK, SONA_PHI_ALPHA, SONA_PHI_ASYMMETRY, SONA_PHI_CROSSOVER, SONA_PHI_EXHAUSTED, SONA_PHI_NODES,

@@ -25,7 +25,7 @@ extern "C" {
 
 #define SONA_PHI_NODES 64       /* most nodes: a set of nodes is the bits of a uint64_t */
 #define SONA_PHI_EXHAUSTED 18   /* most nodes that all subsets are looked at for */
-#define SONA_PHI_CROSSOVER 13   /* most nodes for which that takes less time than Queyranne's algorithm: 14 where directed, see docs/phi.md */
+#define SONA_PHI_CROSSOVER 13   /* most nodes for which that takes less time than Queyranne's algorithm does */
 #define SONA_PHI_ALPHA 0.999999 /* most alpha: nearer to 1 the logarithms keep too few digits */
 #define SONA_PHI_ASYMMETRY 1e-6 /* two weights of one undirected edge may differ by that share of the larger; their mean counts */
 
