@@ -296,7 +296,7 @@ def test_a_symmetric_graph_is_the_same_both_ways(n: int, seed: int) -> None:
 
 
 def test_periodic_and_slow_chains_have_their_stationary_distribution() -> None:
-    """A walk to and fro on a path whose ends are a million times as busy as the middle, as a directed graph."""
+    """A walk back and forth on a path whose ends are a million times as busy as the middle, as a directed graph."""
     w = np.diag([1e6, 1, 1e-3, 1, 1e6], 1)
     w += w.T
     assert phi(w, directed=True).value == pytest.approx(phi(w).value, rel=1e-12)

@@ -129,8 +129,9 @@ sona_status sona_phi_cut(const double *w, size_t n, const sona_phi_options *opti
   const sona_phi_options o = {.alpha = options->alpha, .directed = options->directed, .method = SONA_PHI_QUEYRANNE};
   if (check_options(&o, n) || part == 0 || part == phi_all(n) || part & ~phi_all(n)) return SONA_EINVAL;
   const layout at = layout_for(&o, n);
-  double *room = sona_calloc(at.size, sizeof *room), *search = room + at.search;
+  double *room = sona_calloc(at.size, sizeof *room);
   if (!room) return SONA_ENOMEM;
+  double *search = room + at.search;
   memcpy(room, w, n * n * sizeof *w);
   phi_model model;
   const sona_status status = model_of(room, &at, n, &o, &model);

@@ -32,7 +32,7 @@ extern "C" {
 typedef enum sona_phi_method {
   SONA_PHI_AUTO = 0,       /* the faster one */
   SONA_PHI_EXHAUSTIVE = 1, /* every subset, O(2^n) */
-  SONA_PHI_QUEYRANNE = 2   /* O(n^4) for n singletons, O(n^5) at most; exact because a cut is submodular */
+  SONA_PHI_QUEYRANNE = 2   /* about n^4 operations, O(n^5) at most; exact because a cut is submodular */
 } sona_phi_method;
 
 typedef struct sona_phi_options {
