@@ -38,10 +38,15 @@ typedef struct search {
   double *likelihood; /* (n, 3^n) chance that a node is in its state, given the states of a purview */
   found *memo;        /* (2^n, 2^n, CUTS of n) */
   uint32_t *kept;     /* (2^n, 2^n) how many of them */
-  sona_transport transport;
+  sona_transport masses, moves; /* between the states of two repertoires, between concepts */
 } search;
 
-static int bits(mask set) { return __builtin_popcount(set); }
+/* Of a set of up to eight nodes; inline, where popcount is a call for lack of an instruction that every machine has. */
+static int bits(mask set) {
+  set -= set >> 1 & 0x55;
+  set = (set & 0x33) + (set >> 2 & 0x33);
+  return (int)((set + (set >> 4)) & 15);
+}
 
 static int first(mask set) { return __builtin_ctz(set); }
 
@@ -264,7 +269,7 @@ static void cut(const search *s, mask from, view *v) {
 
 /* phi of a mechanism over an effect purview.  Repertoires are products over nodes, so the distance is the sum of the nodes' own, and each
  * node of the purview may choose the cheaper part; only that all follow the whole mechanism is no partition. */
-static double effect_phi(const search *s, const view *v, mask mechanism, mask purview, double floor, sona_iit3_side *side) {
+static double effect_phi(const view *v, mask mechanism, mask purview, double floor, sona_iit3_side *side) {
   double least = HUGE_VAL;
   const mask low = mechanism & -mechanism;
   for (mask part = mechanism; part; part = (part - 1) & mechanism) {
@@ -288,7 +293,6 @@ static double effect_phi(const search *s, const view *v, mask mechanism, mask pu
     side->part_purview = (uint8_t)with;
     if (least <= floor) break;
   }
-  (void)s;
   return least;
 }
 
@@ -325,7 +329,7 @@ static double cause_phi(search *s, const view *v, mask mechanism, mask purview, 
       const double *a = cause(s, v, m, z), *b = cause(s, v, mechanism & ~m, purview & ~z);
       const uint8_t *here = s->extract[s->extract[purview][z]], *there = s->extract[s->extract[purview][purview & ~z]];
       for (mask x = 0; x < 1u << k; x++) q[x] = a[here[x]] * b[there[x]];
-      distance = between(&s->transport, k, p, q);
+      distance = between(&s->masses, k, p, q);
     }
     s->bound[best] = HUGE_VAL;
     if (distance >= result->phi) continue;
@@ -373,7 +377,7 @@ static void find_effect(const search *s, const view *v, mask mechanism, sona_iit
   for (const mask *z = s->order; *z; z++) {
     if (!connected(v->inputs, *z, mechanism)) continue;
     sona_iit3_side now = {0};
-    const double floor = side->phi + SONA_IIT3_RESOLUTION, phi = effect_phi(s, v, mechanism, *z, floor, &now);
+    const double floor = side->phi + SONA_IIT3_RESOLUTION, phi = effect_phi(v, mechanism, *z, floor, &now);
     if (phi <= floor) continue;
     side->phi = phi;
     side->purview = (uint8_t)*z;
@@ -403,65 +407,107 @@ static void find_concepts(search *s, view *v) {
 
 /* ---- cuts ---- */
 
-/* Where a concept is: a cause repertoire, uniform outside of its purview, and each node's chance of being 1 next. */
+/* Where a concept is: a cause repertoire, uniform outside of its purview, and each node's chance of having been 1 and of being 1 next. */
 typedef struct place {
   mask purview;
   const double *cause;
-  double effect[NODES];
+  double before[NODES], next[NODES];
 } place;
 
+/* Of a mechanism's concept, or of the null concept for no mechanism. */
 static place place_of(const search *s, const view *v, mask mechanism) {
+  static const double certain = 1;
   const sona_iit3_concept *c = v->concept + mechanism;
-  place at = {.purview = c->cause.purview, .cause = c->cause.repertoire};
-  for (uint32_t j = 0; j < s->n; j++) at.effect[j] = v->effect[j][c->effect.purview >> j & 1 ? mechanism : 0];
+  const mask causes = mechanism ? c->cause.purview : 0, effects = mechanism ? c->effect.purview : 0;
+  place at = {.purview = causes, .cause = mechanism ? c->cause.repertoire : &certain};
+  const double *one = ones(s, v, mechanism, causes);
+  for (uint32_t j = 0; j < s->n; j++) {
+    at.before[j] = causes >> j & 1 ? one[j] : 0.5;
+    at.next[j] = v->effect[j][effects >> j & 1 ? mechanism : 0];
+  }
   return at;
 }
 
-static double apart(const search *s, sona_transport *t, const place *a, const place *b) {
+/* Distance of the effect repertoires, which is the sum over nodes since both are products, and what that of the causes is at least. */
+static double at_least(const search *s, const place *a, const place *b) {
   double sum = 0;
-  for (uint32_t j = 0; j < s->n; j++) sum += fabs(a->effect[j] - b->effect[j]);
-  const mask both = a->purview | b->purview;
-  const int k = bits(both);
-  double p[STATES], q[STATES];
-  for (mask x = 0; x < 1u << k; x++) {
-    p[x] = a->cause[s->extract[s->extract[both][a->purview]][x]] / (double)(1u << (k - bits(a->purview)));
-    q[x] = b->cause[s->extract[s->extract[both][b->purview]][x]] / (double)(1u << (k - bits(b->purview)));
-  }
-  return sum + between(t, (uint32_t)k, p, q);
+  for (uint32_t j = 0; j < s->n; j++) sum += fabs(a->next[j] - b->next[j]) + fabs(a->before[j] - b->before[j]);
+  return sum;
 }
 
-/* What a cut changes.  A concept that stays where it is keeps what mass both have there: distances are metric, so some cheapest transport
- * leaves it. */
-static double cut_distance(search *s) {
-  static const double certain = 1;
-  place from[STATES], to[STATES], null = {.cause = &certain};
-  sona_transport t;
+static double apart(search *s, const place *a, const place *b) {
+  double sum = 0;
+  for (uint32_t j = 0; j < s->n; j++) sum += fabs(a->next[j] - b->next[j]);
+  const mask both = a->purview | b->purview;
+  const int k = bits(both);
+  const uint8_t *of_a = s->extract[s->extract[both][a->purview]], *of_b = s->extract[s->extract[both][b->purview]];
+  double p[STATES], q[STATES];
+  for (mask x = 0; x < 1u << k; x++) {
+    p[x] = a->cause[of_a[x]] / (double)(1u << (k - bits(a->purview)));
+    q[x] = b->cause[of_b[x]] / (double)(1u << (k - bits(b->purview)));
+  }
+  return sum + between(&s->masses, (uint32_t)k, p, q);
+}
+
+static int same_place(search *s, const place *a, const place *b) {
+  return at_least(s, a, b) <= SONA_IIT3_RESOLUTION && apart(s, a, b) <= SONA_IIT3_RESOLUTION;
+}
+
+/* Cost of the cheapest transport from `from` to `to`, or a bound on it above `most`.  Costs are what they are at least until something
+ * flows there: a transport that is cheapest under bounds, and meets them, is cheapest. */
+static double transport(search *s, const place *from, const place *to, double most) {
+  sona_transport *t = &s->moves;
+  char exact[STATES * STATES];
+  double supply[STATES], demand[STATES], cost;
+  memcpy(supply, t->supply, sizeof supply);
+  memcpy(demand, t->demand, sizeof demand);
+  memset(exact, 0, (size_t)(t->rows * t->cols));
+  for (int i = 0; i < t->rows; i++)
+    for (int j = 0; j < t->cols; j++) t->cost[i * t->cols + j] = at_least(s, &from[i], &to[j]);
+  for (int more = 1; more;) {
+    memcpy(t->supply, supply, sizeof supply);
+    memcpy(t->demand, demand, sizeof demand);
+    cost = sona_transport_solve(t);
+    if (cost > most) break;
+    more = 0;
+    for (int k = 0; k < t->rows * t->cols; k++) {
+      if (exact[k] || !(t->flow[k] > 0)) continue;
+      t->cost[k] = apart(s, &from[k / t->cols], &to[k % t->cols]);
+      exact[k] = 1;
+      more = 1;
+    }
+  }
+  return cost;
+}
+
+/* What a cut changes, or a bound on it above `most`.  A concept that stays where it is keeps what mass both have there: distances are
+ * metric, so some cheapest transport leaves it. */
+static double cut_distance(search *s, double most) {
+  place from[STATES], to[STATES];
+  sona_transport *t = &s->moves;
   double excess = 0;
-  t.rows = t.cols = 0;
+  t->rows = t->cols = 0;
   for (mask m = 1; m < s->states; m++) {
     double lost = s->whole.concept[m].phi, gained = s->cut.concept[m].phi;
     excess += lost - gained;
-    if (lost > 0) from[t.rows] = place_of(s, &s->whole, m);
-    if (gained > 0) to[t.cols] = place_of(s, &s->cut, m);
-    if (lost > 0 && gained > 0 && apart(s, &s->transport, &from[t.rows], &to[t.cols]) <= SONA_IIT3_RESOLUTION) {
+    if (lost > 0) from[t->rows] = place_of(s, &s->whole, m);
+    if (gained > 0) to[t->cols] = place_of(s, &s->cut, m);
+    if (lost > 0 && gained > 0 && same_place(s, &from[t->rows], &to[t->cols])) {
       const double same = fmin(lost, gained);
       lost -= same;
       gained -= same;
     }
-    if (lost > SONA_IIT3_RESOLUTION) t.supply[t.rows++] = lost;
-    if (gained > SONA_IIT3_RESOLUTION) t.demand[t.cols++] = gained;
+    if (lost > SONA_IIT3_RESOLUTION) t->supply[t->rows++] = lost;
+    if (gained > SONA_IIT3_RESOLUTION) t->demand[t->cols++] = gained;
   }
-  for (uint32_t j = 0; j < s->n; j++) null.effect[j] = s->whole.effect[j][0];
   if (excess > SONA_IIT3_RESOLUTION) {
-    to[t.cols] = null;
-    t.demand[t.cols++] = excess;
+    to[t->cols] = place_of(s, &s->cut, 0);
+    t->demand[t->cols++] = excess;
   } else if (excess < -SONA_IIT3_RESOLUTION) {
-    from[t.rows] = null;
-    t.supply[t.rows++] = -excess;
+    from[t->rows] = place_of(s, &s->whole, 0);
+    t->supply[t->rows++] = -excess;
   }
-  for (int i = 0; i < t.rows; i++)
-    for (int j = 0; j < t.cols; j++) t.cost[i * t.cols + j] = apart(s, &s->transport, &from[i], &to[j]);
-  return sona_transport_solve(&t);
+  return t->rows && t->cols ? transport(s, from, to, most) : 0;
 }
 
 static void find_cut(search *s, sona_iit3_result *result) {
@@ -469,7 +515,7 @@ static void find_cut(search *s, sona_iit3_result *result) {
   for (mask from = 1; from + 1 < s->states && result->phi > 0; from++) {
     cut(s, from, &s->cut);
     find_concepts(s, &s->cut);
-    double distance = cut_distance(s);
+    double distance = cut_distance(s, result->phi + SONA_IIT3_RESOLUTION);
     if (distance <= SONA_IIT3_RESOLUTION) distance = 0;
     if (distance > result->phi + SONA_IIT3_RESOLUTION) continue;
     if (distance < result->phi - SONA_IIT3_RESOLUTION) result->cuts = 0;
