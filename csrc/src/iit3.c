@@ -72,9 +72,13 @@ static double between(sona_transport *t, uint32_t k, const double *p, const doub
   return sona_transport_solve(t);
 }
 
-double sona_iit3_distance(uint32_t k, const double *p, const double *q) {
-  sona_transport t;
-  return between(&t, k, p, q);
+sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance) {
+  if (k > NODES) return SONA_EINVAL;
+  sona_transport *t = sona_calloc(1, sizeof *t);
+  if (!t) return SONA_ENOMEM;
+  *distance = between(t, k, p, q);
+  sona_free(t);
+  return SONA_OK;
 }
 
 /* ---- the network ---- */
@@ -107,7 +111,7 @@ int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state) {
   for (uint32_t s = 0; s < 1u << n; s++) {
     double chance = 1;
     for (uint32_t i = 0; i < n; i++) chance *= state >> i & 1 ? tpm[s * n + i] : 1 - tpm[s * n + i];
-    if (chance >= 1e-200) return 1; /* products of six means over 64 states stay normal numbers */
+    if (chance >= 1e-200) return 1; /* products of seven means over 128 states stay normal numbers */
   }
   return 0;
 }
@@ -560,7 +564,8 @@ sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t
   if (whole && sona_iit3_work(n, tpm) > most) return SONA_EFULL;
   search *s = whole ? allocate(n) : NULL;
   if (whole && !s) return SONA_ENOMEM;
-  memset(result, 0, sizeof *result);
+  result->phi = 0;
+  result->concepts = result->cuts = 0;
   if (!whole) return SONA_OK;
   s->state = state;
   arrange(s);

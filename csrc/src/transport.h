@@ -2,7 +2,7 @@
 #ifndef SONA_TRANSPORT_H
 #define SONA_TRANSPORT_H
 
-#define SONA_TRANSPORT_SIDE 64 /* most rows, most columns */
+#define SONA_TRANSPORT_SIDE 128 /* most rows, most columns */
 
 typedef struct sona_transport {
   int rows, cols;

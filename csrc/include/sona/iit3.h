@@ -24,10 +24,10 @@
 extern "C" {
 #endif
 
-#define SONA_IIT3_NODES 6
-#define SONA_IIT3_STATES 64      /* 2^6 */
+#define SONA_IIT3_NODES 7
+#define SONA_IIT3_STATES 128 /* 2^7 */
 #define SONA_IIT3_RESOLUTION 1e-12
-#define SONA_IIT3_WORK 8000000000u /* a bound for sona_iit3_work that keeps a call below about ten seconds; every five nodes are below it */
+#define SONA_IIT3_WORK 10000000000u /* for `most`: about ten seconds; any six nodes are below it, seven where connections are few */
 
 typedef struct sona_iit3_side {
   double phi;
@@ -50,7 +50,7 @@ typedef struct sona_iit3_result {
   sona_iit3_concept concept[SONA_IIT3_STATES];
 } sona_iit3_result;
 
-/* tpm: (2^n, n), chance that node i is 1 after state s; cm: (n, n) bytes, cm[i n + j] is not 0 where i connects to j.  1 <= n <= 6.
+/* tpm: (2^n, n), chance that node i is 1 after state s; cm: (n, n) bytes, cm[i n + j] is not 0 where i connects to j.  1 <= n <= 7.
  *
  * SONA_OK, SONA_ENONFINITE, or SONA_EINVAL: n or a chance outside of its range, or a node whose chance depends on one that cm does not
  * connect to it. */
@@ -63,14 +63,15 @@ int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state);
  * cuts without those that a cut does not touch, each times the square of the purview's states.  Cheap. */
 uint64_t sona_iit3_work(uint32_t n, const double *tpm);
 
-/* Fills result, about 75 KB that the caller owns.  A system that cm does not connect strongly, or of one node, has Phi 0 and its concepts
+/* Fills result, which the caller owns; of its concepts as many as there are.  A system that cm does not connect strongly, or of one node, has Phi 0 and its concepts
  * are not looked for.  Without concepts Phi is 0 and nothing is cut.  Further cuts are not looked at after one that costs nothing.
  *
  * SONA_EINVAL also for a state that nothing leads to, SONA_EFULL where sona_iit3_work is above `most`, SONA_ENOMEM. */
 sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, sona_iit3_result *result);
 
-/* Earth mover's distance between two distributions over the states of k <= 6 nodes, (2^k) each, where a node that differs costs 1. */
-double sona_iit3_distance(uint32_t k, const double *p, const double *q);
+/* Earth mover's distance between two distributions over the states of k nodes, (2^k) each, where a node that differs costs 1.  SONA_EINVAL
+ * for k above 7, SONA_ENOMEM. */
+sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance);
 
 #ifdef __cplusplus
 }
