@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.loops.limits import SourceLimits, SourceReport
     from sona.loops.patterns import PatternMatch
+    from sona.memory.iit3 import Iit3Result, iit3
     from sona.memory.phi import Phi, phi
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
     from sona.router import LoggedDecision, Router
@@ -69,6 +70,7 @@ _HOMES = {
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.loops.limits": ("SourceLimits", "SourceReport"),
     "sona.loops.patterns": ("PatternMatch",),
+    "sona.memory.iit3": ("Iit3Result", "iit3"),
     "sona.memory.phi": ("Phi", "phi"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
     "sona.router": ("LoggedDecision", "Router"),
@@ -93,6 +95,7 @@ __all__ = [
     "Gate",
     "GateConfig",
     "Guard",
+    "Iit3Result",
     "Instant",
     "InstantLoop",
     "InstantLoopConfig",
@@ -138,6 +141,7 @@ __all__ = [
     "__version__",
     "fold",
     "get_include",
+    "iit3",
     "isas",
     "metrics",
     "phi",

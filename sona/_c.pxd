@@ -345,6 +345,34 @@ cdef extern from "sona/ring.h" nogil:
     size_t sona_ring_records(const sona_ring *ring)
     uint64_t sona_ring_dropped(const sona_ring *ring)
 
+# ---- sona/iit3.h ----
+cdef extern from "sona/iit3.h" nogil:
+    enum:
+        SONA_IIT3_NODES
+        SONA_IIT3_STATES
+    double SONA_IIT3_RESOLUTION
+    uint64_t SONA_IIT3_WORK
+
+    ctypedef struct sona_iit3_side:
+        double phi
+        uint8_t purview, part_mechanism, part_purview
+        double repertoire[128]
+    ctypedef struct sona_iit3_concept:
+        double phi
+        uint8_t mechanism
+        sona_iit3_side cause, effect
+    ctypedef struct sona_iit3_result:
+        double phi
+        uint32_t concepts, cuts
+        uint8_t cut[128]
+        sona_iit3_concept concept[128]
+
+    sona_status sona_iit3_check(uint32_t n, const double *tpm, const uint8_t *cm)
+    int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state)
+    uint64_t sona_iit3_work(uint32_t n, const double *tpm)
+    sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, sona_iit3_result *result)
+    sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance)
+
 # ---- sona/phi.h ----
 cdef extern from "sona/phi.h" nogil:
     enum:
