@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,12 @@ def effects(tpm: Array, state: Nodes, parts: list[tuple[Nodes, Nodes]]) -> Array
     return chance
 
 
+def joined(tpm: Array, state: Nodes, parts: list[tuple[Nodes, Nodes]]) -> Array:
+    """Cause repertoires of parts, independent of each other."""
+    one, other = (causes(tpm, state, *part) for part in parts)
+    return one * other * len(tpm)
+
+
 def bipartitions(nodes: Nodes) -> Iterator[tuple[Nodes, Nodes]]:
     for size in range(len(nodes) + 1):
         for part in combinations(nodes, size):
@@ -191,10 +198,13 @@ def transport(supply: Array, demand: Array, cost: Array) -> float:
 
 
 def distance(p: Array, q: Array) -> float:
-    if np.abs(p - q).max() < 1e-14:
-        return 0.0
+    return 0.0 if np.abs(p - q).max() < 1e-14 else solved_distance(tuple(p.round(15)), tuple(q.round(15)))
+
+
+@cache
+def solved_distance(p: tuple[float, ...], q: tuple[float, ...]) -> float:
     index = np.arange(len(p))
-    return transport(p, q, np.bitwise_count(index[:, None] ^ index).astype(float))
+    return transport(np.array(p), np.array(q), np.bitwise_count(index[:, None] ^ index).astype(float))
 
 
 def least(tpm: Array, state: Nodes, mechanism: Nodes, purview: Nodes, *, past: bool) -> float:
@@ -205,10 +215,7 @@ def least(tpm: Array, state: Nodes, mechanism: Nodes, purview: Nodes, *, past: b
         parts = list(zip(m, z, strict=True))
         if ((), ()) in parts:
             continue
-        if past:
-            other = np.prod([causes(tpm, state, *part) for part in parts], axis=0) * len(tpm)
-        else:
-            other = effects(tpm, state, parts)
+        other = joined(tpm, state, parts) if past else effects(tpm, state, parts)
         found = min(found, distance(whole, other))
         if found == 0:
             break
@@ -266,7 +273,7 @@ def after_some_state(rng: np.random.Generator, tpm: Array) -> Nodes:
     return tuple((rng.random(tpm.shape[1]) < tpm[rng.integers(len(tpm))]).astype(int).tolist())
 
 
-@pytest.mark.parametrize(("n", "levels", "seed"), [*[(2, 4, seed) for seed in range(8)], (3, 1, 8), (3, 1, 10)])
+@pytest.mark.parametrize(("n", "levels", "seed"), [*[(2, 4, seed) for seed in range(6)], (3, 1, 10), (3, 1, 23), (3, 2, 10)])
 def test_phi_is_that_of_the_oracle(n: int, levels: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     cm = np.eye(n, k=1) + np.eye(n, k=1 - n) + (rng.random((n, n)) < 0.2) > 0 if n == 3 else None
@@ -274,7 +281,8 @@ def test_phi_is_that_of_the_oracle(n: int, levels: int, seed: int) -> None:
     state = after_some_state(rng, tpm)
     result = sona.iit3(tpm, None, state)
     assert result.phi == pytest.approx(big_phi(tpm, state) if result.concepts else 0, rel=0, abs=1e-9)
-    assert [(c.mechanism, pytest.approx(c.phi, abs=1e-9)) for c in result.concepts] == [(m, phi) for phi, m, *_ in constellation(tpm, state)]
+    want = [(mechanism, phi) for phi, mechanism, *_ in constellation(tpm, state)]
+    assert [(c.mechanism, pytest.approx(c.phi, abs=1e-9)) for c in result.concepts] == want
 
 
 def folded(unfolded: Array, purview: Nodes) -> Array:
@@ -291,7 +299,7 @@ def check_concept(tpm: Array, state: Nodes, c: Concept) -> None:
     for parts, purview in ((c.cause_partition, c.cause_purview), (c.effect_partition, c.effect_purview)):
         assert [tuple(sorted(a + b)) for a, b in zip(*parts, strict=True)] == [c.mechanism, purview]
         assert ((), ()) not in parts
-    apart = np.prod([causes(tpm, state, *part) for part in c.cause_partition], axis=0) * len(tpm)
+    apart = joined(tpm, state, list(c.cause_partition))
     assert _iit3.distance(past, apart) == pytest.approx(c.cause_phi, abs=1e-12)
     assert _iit3.distance(future, effects(tpm, state, list(c.effect_partition))) == pytest.approx(c.effect_phi, abs=1e-12)
     assert c.phi == min(c.cause_phi, c.effect_phi) > 0
@@ -462,7 +470,7 @@ def test_bad_input_says_what_was_expected(tpm: Any, cm: Any, state: Any, message
 @pytest.mark.parametrize("search", [sona.iit3, major_complex])
 def test_too_much_work_is_refused_before_it_starts(search: Callable[..., Any]) -> None:
     tpm = np.random.default_rng(0).random((128, 7))
-    with pytest.raises(SonaValueError, match="tpm: expected at most 1.0e\\+10 steps of work"):
+    with pytest.raises(SonaValueError, match=r"tpm: expected at most 1.0e\+10 steps of work"):
         search(tpm, None, (0,) * 7)
 
 

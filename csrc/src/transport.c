@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#define ROUNDING 1e-15 /* of a difference of chances */
+
 typedef struct prices {
   double row[SONA_TRANSPORT_SIDE], col[SONA_TRANSPORT_SIDE]; /* cost - row - col >= 0, and 0 where there is flow */
 } prices;
@@ -95,8 +97,29 @@ double sona_transport_solve(sona_transport *t) {
   prices price;
   start(t, &price);
   for (int i = 0; i < t->rows; i++)
-    while (t->supply[i] > 0 && augment(t, &price, i)) {}
+    while (t->supply[i] > 0 && augment(t, &price, i)) {
+    }
   double sum = 0;
   for (int k = 0; k < t->rows * t->cols; k++) sum += t->flow[k] * t->cost[k];
   return sum;
+}
+
+double sona_transport_states(sona_transport *t, uint32_t k, const double *p, const double *q) {
+  if (k == 0) return 0;
+  if (k == 1) return fabs(p[1] - q[1]);
+  uint8_t row[SONA_TRANSPORT_SIDE], col[SONA_TRANSPORT_SIDE];
+  t->rows = t->cols = 0;
+  for (uint32_t s = 0; s < 1u << k; s++) {
+    const double gap = p[s] - q[s];
+    if (gap > ROUNDING) {
+      row[t->rows] = (uint8_t)s;
+      t->supply[t->rows++] = gap;
+    } else if (gap < -ROUNDING) {
+      col[t->cols] = (uint8_t)s;
+      t->demand[t->cols++] = -gap;
+    }
+  }
+  for (int i = 0; i < t->rows; i++)
+    for (int j = 0; j < t->cols; j++) t->cost[i * t->cols + j] = sona_count_bits(row[i] ^ col[j]);
+  return sona_transport_solve(t);
 }

@@ -103,10 +103,10 @@ class _Network:
         for at, node in enumerate(nodes):
             rows |= (within >> at & 1) << node
         rows |= sum(value << node for node, value in enumerate(self.state) if node not in nodes)
-        part = np.ix_(nodes, nodes)
+        columns = np.array(nodes)
         return _Network(
-            np.ascontiguousarray(self.tpm[np.ix_(rows, nodes)]),
-            np.ascontiguousarray(self.cm[part]),
+            np.ascontiguousarray(self.tpm[rows[:, None], columns]),
+            np.ascontiguousarray(self.cm[columns[:, None], columns]),
             tuple(self.state[node] for node in nodes),
         )
 
@@ -149,8 +149,8 @@ def _state_by_node(tpm: Any) -> Floats:
         product *= np.where(one[:, i], nodes[:, i, None], 1 - nodes[:, i, None])
     if (off := np.abs(array - product).max(axis=1)).max() > ROUNDING:
         raise SonaValueError(
-            f"tpm: expected nodes that are independent given the past state, got row {off.argmax()} of a state-by-state matrix that differs "
-            f"by {off.max():.2g} from the product over its nodes"
+            f"tpm: expected nodes that are independent given the past state, got row {off.argmax()} of a state-by-state matrix "
+            f"that differs by {off.max():.2g} from the product over its nodes"
         )
     return np.ascontiguousarray(nodes)
 

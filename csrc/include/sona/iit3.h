@@ -44,9 +44,9 @@ typedef struct sona_iit3_concept {
 
 typedef struct sona_iit3_result {
   double phi;
-  uint32_t concepts;                                   /* of the whole, by mechanism: fewer nodes first, then lexicographic */
-  uint32_t cuts;                                       /* that cost phi, 0 where nothing was cut */
-  uint8_t cut[SONA_IIT3_STATES];                       /* the sets that they sever the rest from */
+  uint32_t concepts;             /* of the whole, by mechanism: fewer nodes first, then lexicographic */
+  uint32_t cuts;                 /* that cost phi, 0 where nothing was cut */
+  uint8_t cut[SONA_IIT3_STATES]; /* the sets that they sever the rest from */
   sona_iit3_concept concept[SONA_IIT3_STATES];
 } sona_iit3_result;
 
@@ -63,8 +63,9 @@ int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state);
  * cuts without those that a cut does not touch, each times the square of the purview's states.  Cheap. */
 uint64_t sona_iit3_work(uint32_t n, const double *tpm);
 
-/* Fills result, which the caller owns; of its concepts as many as there are.  A system that cm does not connect strongly, or of one node, has Phi 0 and its concepts
- * are not looked for.  Without concepts Phi is 0 and nothing is cut.  Further cuts are not looked at after one that costs nothing.
+/* Fills result, which the caller owns; of its concepts as many as there are.  A system that cm does not connect strongly, or of one node,
+ * has Phi 0 and its concepts are not looked for.  Without concepts Phi is 0 and nothing is cut.  Further cuts are not looked at after one
+ * that costs nothing.
  *
  * SONA_EINVAL also for a state that nothing leads to, SONA_EFULL where sona_iit3_work is above `most`, SONA_ENOMEM. */
 sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, sona_iit3_result *result);
