@@ -470,7 +470,7 @@ def test_bad_input_says_what_was_expected(tpm: Any, cm: Any, state: Any, message
 @pytest.mark.parametrize("search", [sona.iit3, major_complex])
 def test_too_much_work_is_refused_before_it_starts(search: Callable[..., Any]) -> None:
     tpm = np.random.default_rng(0).random((128, 7))
-    with pytest.raises(SonaValueError, match=r"tpm: expected at most 1.0e\+10 steps of work"):
+    with pytest.raises(SonaValueError, match=r"tpm: expected at most 1.0e\+11 steps of work"):
         search(tpm, None, (0,) * 7)
 
 
@@ -492,3 +492,10 @@ def test_repertoires_are_read_only() -> None:
     concept = sona.iit3(BASIC, None, (1, 0, 0)).concepts[0]
     with pytest.raises(ValueError, match="read-only"):
         concept.cause_repertoire[0] = 1
+
+
+def test_the_document_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[1] / "docs/iit3.md").read_text(encoding="utf-8")
+    code, printed = (document.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
+    exec(compile(code, "docs/iit3.md", "exec"), {})
+    assert capsys.readouterr().out == printed

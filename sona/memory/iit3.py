@@ -238,7 +238,7 @@ def iit3(tpm: Any, cm: Any, state: Iterable[int], *, nodes: Iterable[int] | None
     ------
     SonaValueError
         For a wrong shape, NaN, a number out of [0, 1], a cm without a connection that tpm has, a state that no state leads to, a part that
-        is empty or not in the network, more than 7 nodes, or 7 with so many connections that it would take much longer than ten seconds;
+        is empty or not in the network, more than 7 nodes, or 7 with so many connections that it would take much longer than a quarter of a minute;
         that is found out before the work starts. State-by-state: also where nodes are not independent.
     SonaTypeError
         For what is not an array of real numbers.

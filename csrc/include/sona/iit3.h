@@ -27,7 +27,8 @@ extern "C" {
 #define SONA_IIT3_NODES 7
 #define SONA_IIT3_STATES 128 /* 2^7 */
 #define SONA_IIT3_RESOLUTION 1e-12
-#define SONA_IIT3_WORK 10000000000u /* for `most`: about ten seconds; any six nodes are below it, seven where connections are few */
+#define SONA_IIT3_WORK \
+  100000000000u /* for `most`: a few seconds to a quarter of a minute; any six nodes, or seven with some three inputs each */
 
 typedef struct sona_iit3_side {
   double phi;
