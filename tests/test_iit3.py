@@ -329,6 +329,12 @@ def test_distance_is_the_linear_programs(k: int) -> None:
             assert _iit3.distance(p, p) == 0
 
 
+def test_distances_are_between_states_of_the_same_nodes() -> None:
+    for p, q in ((np.ones(3) / 3, np.ones(3) / 3), (np.ones(2) / 2, np.ones(4) / 4), (np.ones(0), np.ones(0)), (np.ones(256) / 256,) * 2):
+        with pytest.raises(SonaValueError):
+            _iit3.distance(p, q)
+
+
 # ---- what must not matter, and what must ----
 
 
@@ -456,8 +462,8 @@ CORRELATED = np.kron(np.ones((4, 1)), [[0.5, 0, 0, 0.5]])
         (BASIC, [[0, 0, 1], [1, 0, 1], [1, 0, 0]], (1, 0, 0), "cm: expected a connection from node 2 to node 1"),
         (BASIC, None, (1, 0), r"state: expected 3 nodes, got shape \(2,\)"),
         (BASIC, None, (1, 0, 2), "state: expected 0 or 1 for each node"),
-        (BASIC, None, "100", "state: expected 3 nodes"),
-        (BASIC, None, ("1", "0", "0"), "state: expected 0 or 1"),
+        (BASIC, None, 4, r"state: expected 3 nodes, got shape \(\)"),
+        (BASIC, None, (1, 0, np.nan), "state: expected finite numbers"),
         (BASIC, None, (0, 1, 0), r"state: expected one that some state leads to, got \(0, 1, 0\)"),
         (np.full((256, 8), 0.5), None, (0,) * 8, "tpm: expected at most 7 nodes, got 8"),
     ],
@@ -480,12 +486,20 @@ def test_what_is_no_array_of_numbers(value: Any) -> None:
         sona.iit3(value, None, (0, 0))
     with pytest.raises(SonaTypeError, match="expected an array of"):
         sona.iit3(COPY, value, (0, 0))
+    with pytest.raises(SonaTypeError, match="expected an array of"):
+        sona.iit3(COPY, None, value)
 
 
-@pytest.mark.parametrize("nodes", [[], [3], [-1], [True, 2], ["a"]])
-def test_a_part_of_something_else(nodes: Any) -> None:
-    with pytest.raises(SonaValueError, match="nodes: expected some of 0 to 2"):
+@pytest.mark.parametrize(("nodes", "error"), [([], SonaValueError), ([3], SonaValueError), ([0, -1], SonaValueError), (2, SonaTypeError)])
+def test_a_part_of_something_else(nodes: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="nodes: expected some of 0 to 2"):
         sona.iit3(BASIC, None, (1, 0, 0), nodes=nodes)
+
+
+@pytest.mark.parametrize("node", ["a", 0.5, None])
+def test_a_node_is_an_integer(node: Any) -> None:
+    with pytest.raises(SonaTypeError, match="nodes: expected some of 0 to 2"):
+        sona.iit3(BASIC, None, (1, 0, 0), nodes=[0, node])
 
 
 def test_repertoires_are_read_only() -> None:

@@ -102,7 +102,7 @@ def test_commands_exist(document: str, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_names_exist(document: str):
-    for owner, name in re.findall(r"`([A-Za-z]+)\.([a-z_A-Z]+)", text(document)):
+    for owner, name in re.findall(r"`([A-Za-z]+)\.([a-z_A-Z0-9]+)", text(document)):
         home = OBJECTS.get(owner, getattr(sona, owner, None))
         if home is not None and not (owner == "sona" and name == "db"):  # sona.db: a file
             assert hasattr(home, name), f"{owner}.{name}"
@@ -137,7 +137,7 @@ def test_threads_has_a_row_for_every_method(cls: type):
 
 def test_threads_names_every_header():
     headers = {f"sona/{path.name}" for path in (ROOT / "csrc/include/sona").glob("*.h") if not path.stem.endswith("_inline")}
-    assert set(re.findall(r"`(sona/[a-z_]+\.h)`", text("docs/threads.md"))) == headers
+    assert set(re.findall(r"`(sona/[a-z0-9_]+\.h)`", text("docs/threads.md"))) == headers
 
 
 def constants() -> list[tuple[str, str, str]]:

@@ -1,7 +1,6 @@
 """IIT 3.0 over sona/iit3.h: arrays in, sets of nodes as bit masks out. sona.memory.iit3 checks what comes in and names the nodes."""
 
-cimport numpy as cnp
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from sona._c cimport (
     SONA_EFULL, SONA_IIT3_NODES, SONA_IIT3_RESOLUTION, SONA_IIT3_WORK, sona_calloc, sona_free, sona_iit3, sona_iit3_concept,
@@ -13,48 +12,33 @@ import numpy as np
 
 from sona.errors import SonaValueError
 
-cnp.import_array()
-
 NODES, RESOLUTION, WORK = SONA_IIT3_NODES, SONA_IIT3_RESOLUTION, SONA_IIT3_WORK
 
 
-cdef const void *data(object array, object dtype, tuple shape) except NULL:
-    """IN, C-contiguous."""
-    if not isinstance(array, cnp.ndarray) or array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise SonaValueError(f"expected a C-contiguous {dtype} array of shape {shape}, got {array!r}")
-    return cnp.PyArray_DATA(array)
+def _nodes(Py_ssize_t states, Py_ssize_t n):
+    """n, where (states, n) is the shape of a state-by-node table."""
+    if not 1 <= n <= SONA_IIT3_NODES or states != 1 << n:
+        raise SonaValueError(f"tpm: expected shape (2^n, n) for 1 to {SONA_IIT3_NODES} nodes, got ({states}, {n})")
+    return n
 
 
-cdef const double *table(object tpm, uint32_t *n) except NULL:
-    """IN (2^n, n)"""
-    if not isinstance(tpm, cnp.ndarray) or tpm.ndim != 2 or not 1 <= tpm.shape[1] <= SONA_IIT3_NODES:
-        raise SonaValueError(f"tpm: expected 1 to {SONA_IIT3_NODES} nodes, got {tpm!r}")
-    n[0] = tpm.shape[1]
-    return <const double *> data(tpm, np.float64, (1 << n[0], n[0]))
-
-
-cdef tuple side(const sona_iit3_side *s):
-    """(phi, purview, mechanism and purview of one part, repertoire)"""
-    cdef cnp.npy_intp count = 1 << int(s.purview).bit_count()
-    cdef cnp.ndarray repertoire = cnp.PyArray_SimpleNew(1, &count, cnp.NPY_FLOAT64)
-    cdef double *p = <double *> cnp.PyArray_DATA(repertoire)
-    for i in range(count):
-        p[i] = s.repertoire[i]
-    repertoire.flags.writeable = False
-    return s.phi, s.purview, s.part_mechanism, s.part_purview, repertoire
-
-
-def solve(tpm, cm, uint32_t state):
+def solve(const double[:, ::1] tpm not None, const uint8_t[:, ::1] cm not None, uint32_t state):
     """
-    (phi, sets severed from the rest, concepts as (mechanism, phi, cause, effect)) for tpm (2^n, n) float64, cm (n, n) uint8.
+    (phi, sets severed from the rest, concepts) for tpm (2^n, n) and cm (n, n).
 
-    SonaValueError for more than WORK to do, and for what `sona_iit3` refuses; MemoryError.
+    A concept is (mechanism, phi, cause, effect), a side of it (phi, purview, mechanism and purview of one part, repertoire). SonaValueError
+    for more than WORK to do, and for what `sona_iit3` refuses; MemoryError.
     """
-    cdef uint32_t n = 0
-    cdef const double *chances = table(tpm, &n)
-    cdef const unsigned char *connections = <const unsigned char *> data(cm, np.uint8, (n, n))
+    cdef uint32_t n = _nodes(tpm.shape[0], tpm.shape[1])
+    if cm.shape[0] != n or cm.shape[1] != n:
+        raise SonaValueError(f"cm: expected shape ({n}, {n}), got ({cm.shape[0]}, {cm.shape[1]})")
+    cdef const double *chances = &tpm[0, 0]
+    cdef const uint8_t *connections = &cm[0, 0]
     cdef sona_status status
     cdef const sona_iit3_concept *c
+    cdef const sona_iit3_side *s
+    cdef double[::1] repertoire
+    cdef Py_ssize_t i, k, x, count
     cdef sona_iit3_result *result = <sona_iit3_result *> sona_calloc(1, sizeof(sona_iit3_result))
     if result == NULL:
         raise MemoryError("iit3: no room for the result")
@@ -68,34 +52,42 @@ def solve(tpm, cm, uint32_t state):
         concepts = []
         for i in range(result.concepts):
             c = &result.concept[i]
-            concepts.append((c.mechanism, c.phi, side(&c.cause), side(&c.effect)))
+            sides = []
+            for k in range(2):
+                s = &c.cause if k == 0 else &c.effect
+                count = 1 << int(s.purview).bit_count()
+                found = np.empty(count)
+                repertoire = found
+                for x in range(count):
+                    repertoire[x] = s.repertoire[x]
+                found.flags.writeable = False
+                sides.append((s.phi, s.purview, s.part_mechanism, s.part_purview, found))
+            concepts.append((c.mechanism, c.phi, *sides))
         return result.phi, [result.cut[i] for i in range(result.cuts)], concepts
     finally:
         sona_free(result)
 
 
-def reachable(tpm, uint32_t state):
+def reachable(const double[:, ::1] tpm not None, uint32_t state):
     """Whether some state leads to this one."""
-    cdef uint32_t n = 0
-    cdef const double *chances = table(tpm, &n)
-    return bool(sona_iit3_reachable(n, chances, state))
+    return bool(sona_iit3_reachable(_nodes(tpm.shape[0], tpm.shape[1]), &tpm[0, 0], state))
 
 
-def work(tpm):
+def work(const double[:, ::1] tpm not None):
     """Steps that `solve` may need for any state, as sona_iit3_work counts them."""
-    cdef uint32_t n = 0
+    cdef uint32_t n = _nodes(tpm.shape[0], tpm.shape[1])
+    cdef const double *chances = &tpm[0, 0]
     cdef uint64_t steps
-    cdef const double *chances = table(tpm, &n)
     with nogil:
         steps = sona_iit3_work(n, chances)
     return steps
 
 
-def distance(p, q):
-    """Earth mover's distance of two distributions over the states of k nodes, (2^k,) float64 each, where a node that differs costs 1."""
-    cdef uint32_t k = max(len(p).bit_length() - 1, 0)
+def distance(const double[::1] p not None, const double[::1] q not None):
+    """Earth mover's distance of two distributions over the states of k nodes, (2^k,) each, where a node that differs costs 1."""
+    cdef uint32_t k = int(p.shape[0]).bit_length() - 1 if p.shape[0] else 0
     cdef double found = 0
-    cdef const double *a = <const double *> data(p, np.float64, (1 << k,))
-    cdef const double *b = <const double *> data(q, np.float64, (1 << k,))
-    check(sona_iit3_distance(k, a, b, &found), "distance")
+    if p.shape[0] != 1 << k or q.shape[0] != 1 << k:
+        raise SonaValueError(f"expected two distributions over 2^k states, got {p.shape[0]} and {q.shape[0]}")
+    check(sona_iit3_distance(k, &p[0], &q[0], &found), "distance")
     return found

@@ -1,6 +1,7 @@
 """Integrated information of a small discrete system in a state: IIT 3.0, exact, over sona/iit3.h."""
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -155,13 +156,13 @@ def _state_by_node(tpm: Any) -> Floats:
     return np.ascontiguousarray(nodes)
 
 
-def _network(tpm: Any, cm: Any, state: Iterable[int]) -> _Network:
+def _network(tpm: Any, cm: Any, state: Any) -> _Network:
     chances = _state_by_node(tpm)
     states, n = chances.shape
-    values = np.asarray(state if isinstance(state, Sequence | np.ndarray) else list(state))
+    values = _real(state, "state")
     if values.shape != (n,):
         raise SonaValueError(f"state: expected {n} nodes, got shape {values.shape}")
-    if values.dtype.kind not in "fiub" or not np.isin(values, (0, 1)).all():
+    if not np.isin(values, (0, 1)).all():
         raise SonaValueError(f"state: expected 0 or 1 for each node, got {values.tolist()}")
     connections = np.ones((n, n)) if cm is None else _real(cm, "cm")
     if connections.shape != (n, n):
@@ -213,7 +214,17 @@ def _refuse_unreachable(network: _Network) -> None:
         raise SonaValueError(f"state: expected one that some state leads to, got {network.state}, which none leads to")
 
 
-def iit3(tpm: Any, cm: Any, state: Iterable[int], *, nodes: Iterable[int] | None = None) -> Iit3Result:
+def _chosen(nodes: Iterable[int], n: int) -> Nodes:
+    try:
+        chosen = tuple(sorted({operator.index(node) for node in nodes}))
+    except TypeError:
+        raise SonaTypeError(f"nodes: expected some of 0 to {n - 1}, got {nodes!r}") from None
+    if not chosen or chosen[0] < 0 or chosen[-1] >= n:
+        raise SonaValueError(f"nodes: expected some of 0 to {n - 1}, got {chosen}")
+    return chosen
+
+
+def iit3(tpm: Any, cm: Any, state: Any, *, nodes: Iterable[int] | None = None) -> Iit3Result:
     """
     Phi of a system in a state by IIT 3.0, exact to rounding (Oizumi, Albantakis & Tononi 2014, PLoS Comput Biol 10(5) e1003588).
 
@@ -224,7 +235,7 @@ def iit3(tpm: Any, cm: Any, state: Iterable[int], *, nodes: Iterable[int] | None
         is the lowest bit of a state's number.
     cm : array_like of 0 and 1, shape (n, n), or None
         `cm[i][j]` is 1 where node i connects to node j. None: all connect to all.
-    state : sequence of 0 and 1, length n
+    state : array_like of 0 and 1, shape (n,)
         The current state.
     nodes : iterable of int, optional
         A part of the network; its other nodes stay as they are in `state`. The whole by default.
@@ -238,10 +249,10 @@ def iit3(tpm: Any, cm: Any, state: Iterable[int], *, nodes: Iterable[int] | None
     ------
     SonaValueError
         For a wrong shape, NaN, a number out of [0, 1], a cm without a connection that tpm has, a state that no state leads to, a part that
-        is empty or not in the network, more than 7 nodes, or 7 with so many connections that it would take much longer than a quarter of a minute;
-        that is found out before the work starts. State-by-state: also where nodes are not independent.
+        is empty or not in the network, more than 7 nodes, or 7 with so many connections that it would take much longer than a quarter of a
+        minute; that is found out before the work starts. State-by-state: also where nodes are not independent.
     SonaTypeError
-        For what is not an array of real numbers.
+        For what is not an array of real numbers, and nodes that are not integers.
 
     Thread-safety
     -------------
@@ -249,9 +260,7 @@ def iit3(tpm: Any, cm: Any, state: Iterable[int], *, nodes: Iterable[int] | None
     """
     network = _network(tpm, cm, state)
     n = len(network.state)
-    chosen = tuple(range(n)) if nodes is None else tuple(sorted(set(nodes)))
-    if not chosen or any(isinstance(node, bool) or node not in range(n) for node in chosen):
-        raise SonaValueError(f"nodes: expected some of 0 to {n - 1}, got {chosen}")
+    chosen = tuple(range(n)) if nodes is None else _chosen(nodes, n)
     if len(chosen) > NODES:
         raise SonaValueError(f"tpm: expected at most {NODES} nodes, got {len(chosen)}")
     part = network.part(chosen) if len(chosen) < n else network
@@ -259,7 +268,7 @@ def iit3(tpm: Any, cm: Any, state: Iterable[int], *, nodes: Iterable[int] | None
     return _solve(part, chosen)
 
 
-def major_complex(tpm: Any, cm: Any, state: Iterable[int]) -> Iit3Result | None:
+def major_complex(tpm: Any, cm: Any, state: Any) -> Iit3Result | None:
     """
     The set of nodes with the largest Phi, while the others stay as they are; None where no set has Phi above 0.
 

@@ -27,8 +27,7 @@ extern "C" {
 #define SONA_IIT3_NODES 7
 #define SONA_IIT3_STATES 128 /* 2^7 */
 #define SONA_IIT3_RESOLUTION 1e-12
-#define SONA_IIT3_WORK \
-  100000000000u /* for `most`: a few seconds to a quarter of a minute; any six nodes, or seven with some three inputs each */
+#define SONA_IIT3_WORK 100000000000u /* for `most`: any six nodes, or seven with about three inputs each; a quarter of a minute */
 
 typedef struct sona_iit3_side {
   double phi;
