@@ -406,3 +406,21 @@ cdef extern from "sona/phi.h" nogil:
     sona_status sona_phi_cut(const double *w, size_t n, const sona_phi_options *options, uint64_t part, double *bits, double *total)
     sona_status sona_phi_subgraphs(const sona_phi_graph *graph, const int64_t *member, const int64_t *offset, size_t count,
                                    const sona_phi_options *options, sona_phi *out, size_t *failed)
+
+# ---- sona/walk.h ----
+cdef extern from "sona/walk.h" nogil:
+    ctypedef struct sona_walk_graph:
+        size_t nodes, entries
+        const int64_t *start
+        const int64_t *stop
+        const int32_t *column
+        const float *weight
+        const float *cumulative
+    ctypedef struct sona_walk_options:
+        size_t length
+        uint64_t seed
+        double temperature, revisit, restart, jump
+
+    sona_status sona_walk(const sona_walk_graph *graph, const sona_walk_options *options, const int32_t *starts, size_t first,
+                          size_t count, int32_t *out)
+    void sona_walk_cumulate(const int64_t *start, const int64_t *stop, size_t rows, const float *weight, float *cumulative)
