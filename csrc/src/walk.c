@@ -193,8 +193,8 @@ static int run(const walker *w, lane *lanes, size_t count) {
 }
 
 static int valid(const sona_walk_graph *g, const sona_walk_options *o) {
-  return g->nodes <= INT32_MAX && o->length >= 1 && o->length <= INT32_MAX / 4 && o->temperature > 0 && o->revisit >= 0 && o->revisit <= 1 &&
-         o->restart >= 0 && o->jump >= 0 && o->restart + o->jump <= 1;
+  return g->nodes <= INT32_MAX && o->length >= 1 && o->length <= INT32_MAX / 4 && o->temperature > 0 && o->revisit >= 0 &&
+         o->revisit <= 1 && o->restart >= 0 && o->jump >= 0 && o->restart + o->jump <= 1;
 }
 
 sona_status sona_walk(const sona_walk_graph *g, const sona_walk_options *o, const int32_t *starts, size_t first, size_t count,

@@ -1,7 +1,7 @@
 """Random walks over a `Csr`, over sona/walk.h."""
 
 cimport numpy as cnp
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t
 
 from sona._c cimport SONA_OK, sona_status, sona_walk, sona_walk_cumulate, sona_walk_graph, sona_walk_options
 from sona._status cimport check

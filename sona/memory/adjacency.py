@@ -9,6 +9,7 @@ from sona.memory.csr import Csr, Ints, Longs, ranges
 from sona.memory.kinds import EdgeKind
 
 Kinds = npt.NDArray[np.uint8]
+LEAST_WEIGHT = 1e-4  # what weakens below is gone
 _KINDS = len(EdgeKind)
 _FIRST = 64  # entries and rows allocated at first
 
@@ -45,17 +46,17 @@ class Adjacency:
         """The graph as it is now; the same object until it changes."""
         if self._csr is None:
             start, stop = self._start[: self.n].copy(), self._stop[: self.n].copy()
-            arrays = start, stop, self._column[: self._used], self._weight[: self._used], self._cumulative[: self._used]
-            views = [array.view() for array in arrays]
-            for view in views:
-                view.flags.writeable = False
-            self._csr = Csr(*views, version)
+            used = slice(self._used)
+            column, weight, cumulative = self._column[used], self._weight[used], self._cumulative[used]
+            for array in (start, stop, column, weight, cumulative):
+                array.flags.writeable = False
+            self._csr = Csr(start, stop, column, weight, cumulative, version)
             self._seen = self._used
         return self._csr
 
     def kinds(self) -> Kinds:
         """Kind of each entry of the last `csr`; read-only."""
-        kinds = self._kind[: self._seen].view()
+        kinds = self._kind[: self._seen]
         kinds.flags.writeable = False
         return kinds
 
@@ -131,9 +132,10 @@ class Adjacency:
     def _with(self, row: Longs, column: Ints, kind: Kinds, weight: Floats) -> tuple[Longs, Ints, Kinds, Floats]:
         """All entries of the rows named, with these in place of their own; rows that have none left are there with weight 0."""
         touched = np.unique(row)
-        old = self.rows(touched)
-        row, column, kind, weight = (np.concatenate(pair) for pair in zip(old, (row, column, kind, weight), strict=True))
-        key = (row * self.n + column) * _KINDS + kind
+        own_row, own_column, own_kind, own_weight = self.rows(touched)
+        row, column = np.concatenate([own_row, row]), np.concatenate([own_column, column])
+        kind, weight = np.concatenate([own_kind, kind]), np.concatenate([own_weight, weight])
+        key: Longs = (row * self.n + column) * _KINDS + kind
         order = np.argsort(key, kind="stable")
         last = np.concatenate([key[order][1:] != key[order][:-1], [True]])  # new ones stand behind old ones
         order = order[last]
@@ -191,11 +193,11 @@ class Adjacency:
         self._start[:n], self._stop[:n], self._end[:n] = start, start + length, start + room
         self._used, self._seen = int(room.sum()), 0
 
-    def decay(self, factor: Floats, least: float) -> None:
-        """Multiply the weights of each kind, (3,), by its factor; an edge below `least` goes."""
+    def decay(self, factor: Floats) -> None:
+        """Multiply the weights of each kind by its factor, (3,); an edge below `LEAST_WEIGHT` goes."""
         row, column, kind, weight = self.rows(np.arange(self.n))
         weight = weight * factor[kind]
-        weight[weight < least] = 0
+        weight[weight < LEAST_WEIGHT] = 0
         if len(row):
             self._write(row, column, kind, weight)
 

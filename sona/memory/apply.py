@@ -11,6 +11,7 @@ from sona.memory.change import GraphChange
 from sona.memory.checks import Kinds, ids_of, kinds_of, whole, within
 from sona.memory.csr import Longs
 from sona.memory.kinds import EdgeKind, NodeKind
+from sona.memory.nodes import LEAST_STRENGTH
 
 if TYPE_CHECKING:
     from sona.memory.graph import MemoryGraph
@@ -25,7 +26,7 @@ def _pairs(graph: "MemoryGraph", pair: Any, name: str) -> tuple[Longs, Longs, Fl
         raise SonaValueError(f"{name}: expected columns of one length, got {len(u)} and {len(v)}")
     if (u == v).any():
         raise SonaValueError(f"{name}: expected two nodes, got {u[np.argmax(u == v)]} twice")
-    i, j = graph._places(u), graph._places(v)
+    i, j = graph._nodes.places(u), graph._nodes.places(v)
     return i, j, (i >= 0) & (j >= 0) & (i != j)
 
 
@@ -55,9 +56,7 @@ def _chains(old: Longs, into: Longs) -> Longs:
 
 def apply(graph: "MemoryGraph", change: GraphChange) -> dict[str, int]:
     """Under the lock of the graph; see `MemoryGraph.apply`."""
-    from sona.memory.graph import LEAST_STRENGTH, LEAST_WEIGHT
-
-    columns, adjacency = graph._columns, graph._adjacency
+    columns, adjacency = graph._nodes.columns, graph._adjacency
     based_on = whole(change.based_on, 0, "based_on")
     unlink_i, unlink_j, unlinked = _pairs(graph, change.unlink[:2], "unlink")
     unlink_kind = kinds_of(change.unlink[2], len(unlink_i), EdgeKind)
@@ -65,11 +64,11 @@ def apply(graph: "MemoryGraph", change: GraphChange) -> dict[str, int]:
     link_i, link_j, linked = _pairs(graph, change.link[:2], "link")
     link_kind = kinds_of(change.link[2], len(link_i), EdgeKind)
     link_weight = within(change.link[3], len(link_i), "link", above=True)
-    strong = graph._places(ids_of(change.strengthen[0], "strengthen"))
+    strong = graph._nodes.places(ids_of(change.strengthen[0], "strengthen"))
     factor = np.asarray(change.strengthen[1], np.float32)
     if factor.shape != strong.shape or not (np.isfinite(factor) & (factor > 0)).all():
         raise SonaValueError(f"strengthen: expected {len(strong)} finite factors above 0, got {factor.tolist()[:8]}")
-    gone = np.unique(graph._places(ids_of(change.remove, "remove")))
+    gone = np.unique(graph._nodes.places(ids_of(change.remove, "remove")))
     old, into, merged = _pairs(graph, change.merge, "merge")
     fresh = columns["touched"] > based_on
     merged &= ~fresh[old] if len(fresh) else False
@@ -85,7 +84,7 @@ def apply(graph: "MemoryGraph", change: GraphChange) -> dict[str, int]:
     adjacency.edit(unlink_i[unlinked], unlink_j[unlinked], unlink_kind[unlinked], np.zeros(int(unlinked.sum()), np.float32))
     if (factors != 1).any():
         counts["decayed"] = int((factors[adjacency.edges()[2]] != 1).sum())
-        adjacency.decay(factors, LEAST_WEIGHT)
+        adjacency.decay(factors)
     adjacency.edit(link_i[linked], link_j[linked], link_kind[linked], link_weight[linked])
     strength = columns.own("strength")
     np.multiply.at(strength, strong[strong >= 0], factor[strong >= 0])
@@ -97,10 +96,10 @@ def apply(graph: "MemoryGraph", change: GraphChange) -> dict[str, int]:
 
 
 def _mergeable(graph: "MemoryGraph", old: Longs, into: Longs) -> None:
-    kinds, data = graph._columns["kinds"], graph._data
+    kinds, data = graph._nodes.columns["kinds"], graph._nodes.data
     for one, other in zip(old.tolist(), into.tolist(), strict=True):
         if kinds[one] != kinds[other] or data[one] != data[other]:
-            ids = graph._columns["ids"]
+            ids = graph._nodes.columns["ids"]
             what = [f"{NodeKind(int(kinds[node])).name} {ids[node]} with data {data[node]}" for node in (one, other)]
             raise SonaValueError(f"merge: expected nodes of one kind with equal data, got {what[0]} into {what[1]}")
 
@@ -109,12 +108,13 @@ def _merge(graph: "MemoryGraph", old: Longs, into: Longs) -> None:
     """Edges, uses and ids of `old` go over to `into`; the nodes themselves are left to be taken out."""
     if not len(old):
         return
-    columns, adjacency = graph._columns, graph._adjacency
+    columns, adjacency = graph._nodes.columns, graph._adjacency
     place = np.arange(columns.n)
     place[old] = into
-    row, column, kind, weight = adjacency.rows(old)
-    row, column = place[row], place[column]
-    row, column, kind, weight = _heaviest(row[row != column], column[row != column], kind[row != column], weight[row != column])
+    row, there, kind, weight = adjacency.rows(old)
+    row, column = place[row], place[there]
+    other = row != column
+    row, column, kind, weight = _heaviest(row[other], column[other], kind[other], weight[other])
     for one in EdgeKind:  # an edge that is there is replaced by a heavier one alone
         own = kind == one
         weight[own] = np.maximum(weight[own], adjacency.weights(row[own], column[own], one))
@@ -123,7 +123,7 @@ def _merge(graph: "MemoryGraph", old: Longs, into: Longs) -> None:
     for name in ("strength", "quality", "last_used", "touched"):
         np.maximum.at(columns.own(name), into, columns[name][old])
     np.minimum.at(columns.own("born"), into, columns["born"][old])
-    graph._stands_for(columns["ids"][old].tolist(), columns["ids"][into].tolist())
+    graph._nodes.stands_for(columns["ids"][old].tolist(), columns["ids"][into].tolist(), graph.max_nodes)
 
 
 def _heaviest(row: Longs, column: Longs, kind: Kinds, weight: Floats) -> tuple[Longs, Longs, Kinds, Floats]:

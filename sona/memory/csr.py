@@ -111,8 +111,9 @@ class Csr:
         same = (row[order] == column[mirrored]) & (column[order] == row[mirrored]) & (weight[order] == weight[mirrored])
         if not same.all():
             at = int(np.argmin(same))
-            raise SonaValueError(f"matrix: expected a symmetric one, got {weight[order][at]} at {row[order][at], column[order][at]} and not "
-                                 f"in the mirror")  # fmt: skip
+            raise SonaValueError(
+                f"matrix: expected a symmetric one, got another value in the mirror of {row[order][at], column[order][at]}"
+            )
         return cls.sorted(np.bincount(row, minlength=given.shape[0]), column[order], weight[order], version)
 
     @classmethod

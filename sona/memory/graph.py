@@ -4,40 +4,41 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
 from sona._arrays import Floats
 from sona._kernels import Kernels
 from sona.errors import SonaTypeError, SonaValueError
-from sona.memory.adjacency import Adjacency
+from sona.memory.adjacency import LEAST_WEIGHT, Adjacency
 from sona.memory.change import GraphChange
 from sona.memory.checks import Kinds, ids_of, kinds_of, text_of, unit_rows, whole, within
-from sona.memory.columns import Columns
 from sona.memory.csr import Csr, Longs
 from sona.memory.kinds import EdgeKind, NodeKind
 from sona.memory.nearest import nearest
+from sona.memory.nodes import COLUMNS, LEAST_STRENGTH, START, Nodes
 from sona.memory.snapshot import GraphSnapshot, _by_kind
 
-LEAST_STRENGTH = 0.01
-LEAST_WEIGHT = 1e-4  # edges that decay below are gone
-_START = 0.5  # strength of a new node
 _USED, _UNUSED = 0.05, 0.02  # Hebbian: share of what is missing to 1 that a use adds, and of what is there that it costs to be passed over
 _TOGETHER = 32  # most nodes of one `used`: all pairs of them are joined
 _SEEDS = 16  # nearest nodes that `propagate` starts from
 
-_COLUMNS: dict[str, tuple[Any, tuple[int, ...]]] = {
-    "ids": (np.int64, ()),
-    "kinds": (np.uint8, ()),
-    "quality": (np.float32, ()),
-    "strength": (np.float32, ()),
-    "uses": (np.int64, ()),
-    "last_used": (np.int64, ()),
-    "born": (np.int64, ()),
-    "keys": (np.int64, ()),
-    "touched": (np.int64, ()),  # version at which it was added, used or changed last
-}
+T = TypeVar("T")
+
+
+class _Column(Generic[T]):
+    """A column of the graph by position: read-only, and it stays as it is when the graph goes on."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, graph: "MemoryGraph | None", owner: type) -> T:
+        found: Any = self
+        if graph is not None:
+            with graph._lock:
+                found = graph._nodes.columns.view(self.name)
+        return cast(T, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,23 @@ class MemoryGraph:
     ----------
     cycle : int
         Deep cycles so far; whoever runs them counts. Births and uses are dated with it.
+    ids, vectors, kinds, quality, strength, uses, last_used, born, keys
+        Columns by position as in `GraphSnapshot`, read-only; they stay as they are when the graph goes on.
 
     Thread-safety
     -------------
     Methods take turns under one lock. A `snapshot`, a `csr` and a column do not change any more; whoever computes for long takes one.
     """
+
+    ids: _Column[Longs] = _Column("ids")
+    vectors: _Column[Floats] = _Column("vectors")
+    kinds: _Column[Kinds] = _Column("kinds")
+    quality: _Column[Floats] = _Column("quality")
+    strength: _Column[Floats] = _Column("strength")
+    uses: _Column[Longs] = _Column("uses")
+    last_used: _Column[Longs] = _Column("last_used")
+    born: _Column[Longs] = _Column("born")
+    keys: _Column[Longs] = _Column("keys")
 
     def __init__(self, dim: int, *, max_nodes: int = 50_000, max_degree: int = 32) -> None:
         self.dim = whole(dim, 1, "dim")
@@ -99,13 +112,8 @@ class MemoryGraph:
         self.max_degree = whole(max_degree, 1, "max_degree")
         self.cycle = 0
         self._lock = threading.RLock()
-        self._columns = Columns({**_COLUMNS, "vectors": (np.float32, (self.dim,))})
+        self._nodes = Nodes(self.dim)
         self._adjacency = Adjacency(self.max_degree)
-        self._data: list[str | None] = []
-        self._place: dict[int, int] = {}  # position by id
-        self._merged: dict[int, int] = {}  # which id an id that is gone stands for, oldest first
-        self._by_key: dict[tuple[int, int], int] = {}  # id by kind and key
-        self._next = 0
         self._version = 0
         self._moves = 0  # vectors changed so far
         self._kernels = Kernels()
@@ -113,10 +121,10 @@ class MemoryGraph:
     # ---- looking ----
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._nodes)
 
     def __contains__(self, id: Any) -> bool:
-        return id in self._place or id in self._merged
+        return id in self._nodes
 
     @property
     def version(self) -> int:
@@ -126,65 +134,7 @@ class MemoryGraph:
     @property
     def nbytes(self) -> int:
         """Memory of columns and edges, without data."""
-        return self._columns.nbytes + self._adjacency.nbytes
-
-    def _view(self, name: str) -> Any:
-        with self._lock:
-            return self._columns.view(name)
-
-    @property
-    def ids(self) -> Longs:
-        """(n,) int64; this and the other columns are read-only and stay as they are when the graph goes on."""
-        ids: Longs = self._view("ids")
-        return ids
-
-    @property
-    def vectors(self) -> Floats:
-        """(n, dim) float32, unit norm or zero."""
-        vectors: Floats = self._view("vectors")
-        return vectors
-
-    @property
-    def kinds(self) -> Kinds:
-        """(n,) uint8, `NodeKind`."""
-        kinds: Kinds = self._view("kinds")
-        return kinds
-
-    @property
-    def quality(self) -> Floats:
-        """(n,) float32 in [0, 1]."""
-        quality: Floats = self._view("quality")
-        return quality
-
-    @property
-    def strength(self) -> Floats:
-        """(n,) float32 in (0, 1]: 0.5 at first, more with use, less when passed over."""
-        strength: Floats = self._view("strength")
-        return strength
-
-    @property
-    def uses(self) -> Longs:
-        """(n,) int64."""
-        uses: Longs = self._view("uses")
-        return uses
-
-    @property
-    def last_used(self) -> Longs:
-        """(n,) int64: cycle of the last use, -1 for none."""
-        last_used: Longs = self._view("last_used")
-        return last_used
-
-    @property
-    def born(self) -> Longs:
-        """(n,) int64: cycle in which it was added."""
-        born: Longs = self._view("born")
-        return born
-
-    @property
-    def keys(self) -> Longs:
-        """(n,) int64: what the caller knows it by, -1 for none."""
-        keys: Longs = self._view("keys")
-        return keys
+        return self._nodes.columns.nbytes + self._adjacency.nbytes
 
     @property
     def degree(self) -> Longs:
@@ -195,18 +145,18 @@ class MemoryGraph:
     def data(self, id: int) -> Any:
         """What was put in with a node."""
         with self._lock:
-            text = self._data[self.position(id)]
+            text = self._nodes.data[self.position(id)]
         return None if text is None else json.loads(text)
 
     def resolve(self, id: int) -> int | None:
-        """The id of the node that an id stands for; None where there is none any more."""
+        """The id of the node that an id stands for, another one after a merge; None where there is none any more."""
         with self._lock:
-            id = self._merged.get(id, id)
-            return id if id in self._place else None
+            return self._nodes.resolve(id)
 
     def find(self, key: int, kind: NodeKind = NodeKind.MEMORY) -> int | None:
         """Id of the node of this kind that was added with `key`; None where there is none."""
-        return self._by_key.get((int(kind), key))
+        with self._lock:
+            return self._nodes.find(int(kind), key)
 
     def position(self, id: int) -> int:
         """Where the node with this id stands. SonaValueError where there is none."""
@@ -214,17 +164,8 @@ class MemoryGraph:
 
     def positions(self, ids: Any) -> Longs:
         """Where the nodes with these ids stand, (n,) int64. SonaValueError where there is none."""
-        wanted = ids_of(ids, "ids")
         with self._lock:
-            places = self._places(wanted)
-        if (places < 0).any():
-            raise SonaValueError(f"ids: expected nodes of the graph, got {wanted[np.argmin(places)]}")
-        return places
-
-    def _places(self, ids: Longs) -> Longs:
-        """Where they stand, -1 where they do not."""
-        merged, place = self._merged, self._place
-        return np.fromiter((place.get(merged.get(id, id), -1) for id in ids.tolist()), np.int64, len(ids))
+            return self._nodes.positions(ids)
 
     def edge(self, u: int, v: int) -> dict[EdgeKind, float]:
         """Weights of the edges between two ids, by kind."""
@@ -237,7 +178,7 @@ class MemoryGraph:
         """Ends, as ids, and weight of every edge, each once; with `kind`, of those of one kind."""
         with self._lock:
             row, column, kinds, weight = self._adjacency.edges()
-            ids = self._columns["ids"]
+            ids = self._nodes.columns["ids"]
             own = slice(None) if kind is None else kinds == kind
             return ids[row[own]], ids[column[own]], weight[own]
 
@@ -250,9 +191,15 @@ class MemoryGraph:
         """The graph as it is now. What is changed later is copied first, vectors only where one of them changes or is removed."""
         with self._lock:
             csr = self._adjacency.csr(self._version)
-            names = ("ids", "vectors", "kinds", "quality", "strength", "uses", "last_used", "born", "keys")
-            columns = (self._columns.view(name) for name in names)
-            return GraphSnapshot(self._version, self.cycle, *columns, tuple(self._data), self._adjacency.kinds(), csr)
+            columns: dict[str, Any] = {name: self._nodes.columns.view(name) for name in (*COLUMNS, "vectors")}
+            return GraphSnapshot(
+                version=self._version,
+                cycle=self.cycle,
+                data=tuple(self._nodes.data),
+                edge_kinds=self._adjacency.kinds(),
+                _csr=csr,
+                **columns,
+            )
 
     # ---- nodes ----
 
@@ -315,32 +262,25 @@ class MemoryGraph:
         texts: list[str | None] = [None] * n if data is None else [text_of(one) for one in data]
         if len(own_keys) != n or len(texts) != n:
             raise SonaValueError(f"keys, data: expected one for each of {n} vectors, got {len(own_keys)} and {len(texts)}")
-        named = list(zip(kinds.tolist(), own_keys.tolist(), strict=True)) if keys is not None else []
         with self._lock:
-            if len(set(named)) != len(named) or any(pair in self._by_key for pair in named):
-                raise SonaValueError(f"key: expected one that no other {NodeKind(int(kinds[0])).name} has, got {own_keys.tolist()[:8]}")
+            self._nodes.check_keys(kinds, own_keys)
             self._make_room(n)
             self._version += 1
-            ids = np.arange(self._next, self._next + n)
-            self._next += n
-            first = len(self)
-            self._columns.append(
-                n,
+            ids = np.arange(self._nodes.next, self._nodes.next + n)
+            self._nodes.add(
+                vectors,
                 ids=ids,
-                vectors=vectors,
                 kinds=kinds,
                 quality=qualities,
-                strength=_START,
+                strength=START,
                 uses=0,
                 last_used=-1,
                 born=self.cycle,
                 keys=own_keys,
                 touched=self._version,
+                data=texts,
             )
             self._adjacency.grow(n)
-            self._data += texts
-            self._place.update(zip(ids.tolist(), range(first, first + n), strict=True))
-            self._by_key.update(zip(named, ids.tolist(), strict=True) if named else ())
             if link:
                 self.connect(ids, link)
         return ids
@@ -350,16 +290,13 @@ class MemoryGraph:
         many = len(self) + count - self.max_nodes
         if many <= 0:
             return
-        kinds, last = self._columns["kinds"], self._columns["last_used"]
-        free = np.flatnonzero((kinds != NodeKind.PATTERN) & (last < max(self.cycle - 1, 0)))
-        if many > len(free):
+        worst = self._nodes.least_worth(many, max(self.cycle - 1, 0))
+        if many > len(worst):
             raise SonaValueError(
-                f"max_nodes: expected room for {count} more among {self.max_nodes}, got {len(self)} nodes of which {len(free)} may be "
+                f"max_nodes: expected room for {count} more among {self.max_nodes}, got {len(self)} nodes of which {len(worst)} may be "
                 f"removed: no patterns, and nothing that was used in this cycle or the last"
             )
-        value = self._columns["strength"][free] * self._columns["quality"][free]
-        worst = np.lexsort((self._columns["ids"][free], value, kinds[free] == NodeKind.MEMORY))[:many]
-        self._take_out(free[worst])
+        self._take_out(worst)
 
     def update(self, ids: Any, *, vectors: Any = None, quality: Any = None, link: int = 8) -> None:
         """
@@ -382,11 +319,11 @@ class MemoryGraph:
             if len(np.unique(places)) != len(places):
                 raise SonaValueError(f"ids: expected distinct nodes, got {wanted.tolist()[:8]}")
             self._version += 1
-            self._columns.own("touched")[places] = self._version
+            self._nodes.columns.own("touched")[places] = self._version
             if own is not None:
-                self._columns.own("quality")[places] = own
+                self._nodes.columns.own("quality")[places] = own
             if rows is not None:
-                self._columns.own("vectors")[places] = rows
+                self._nodes.columns.own("vectors")[places] = rows
                 self._moves += 1
                 row, column, kind, weight = self._adjacency.rows(places)
                 alike = kind == EdgeKind.SIMILARITY
@@ -398,7 +335,7 @@ class MemoryGraph:
         """Take nodes and their edges out; ids that are not there are no error. Returns how many there were."""
         wanted = ids_of(ids, "ids")
         with self._lock:
-            places = self._places(wanted)
+            places = self._nodes.places(wanted)
             places = np.unique(places[places >= 0])
             if len(places):
                 self._version += 1
@@ -406,29 +343,7 @@ class MemoryGraph:
             return len(places)
 
     def _take_out(self, places: Longs) -> None:
-        """Remove these positions; ids, keys and what was merged into them go with them."""
-        gone = self._columns["ids"][places].tolist()
-        keys = zip(self._columns["kinds"][places].tolist(), self._columns["keys"][places].tolist(), strict=True)
-        for id, key in zip(gone, keys, strict=True):
-            del self._place[id]
-            self._by_key.pop(key, None)
-        if self._merged:
-            lost = set(gone)
-            self._merged = {old: new for old, new in self._merged.items() if new not in lost}
-        n = self._columns.n - len(places)
-        gaps, movers = places[places < n], self._adjacency.take_out(places)
-        self._columns.take_out(gaps, movers, n)
-        for gap, mover in zip(gaps.tolist(), movers.tolist(), strict=True):
-            self._data[gap] = self._data[mover]
-            self._place[int(self._columns["ids"][gap])] = gap
-        del self._data[n:]
-
-    def _stands_for(self, old: list[int], new: list[int]) -> None:
-        """These ids, and those that were merged into them, stand for the new ones; the oldest are forgotten beyond `max_nodes`."""
-        goes = dict(zip(old, new, strict=True))
-        self._merged = {id: goes.get(to, to) for id, to in self._merged.items()} | goes
-        for id in list(self._merged)[: max(len(self._merged) - self.max_nodes, 0)]:
-            del self._merged[id]
+        self._nodes.take_out(places, self._adjacency.take_out(places))
 
     # ---- edges ----
 
@@ -479,17 +394,17 @@ class MemoryGraph:
         k = whole(k, 1, "k")
         with self._lock:
             wanted = None if ids is None else ids_of(ids, "ids")
-            vectors = self._columns.view("vectors") if wanted is None else self._columns["vectors"]
-            known, moves = (self._columns.view("ids") if wanted is None else self._columns["ids"]), self._moves
+            vectors = self._nodes.columns.view("vectors") if wanted is None else self._nodes.columns["vectors"]
+            known, moves = (self._nodes.columns.view("ids") if wanted is None else self._nodes.columns["ids"]), self._moves
             if wanted is not None:
                 self._join(*nearest(vectors, k, np.unique(self.positions(wanted))))
                 return
         found = nearest(vectors, k)  # for long: the others go on
         with self._lock:
             if self._moves != moves:
-                found = nearest(self._columns["vectors"], k)
+                found = nearest(self._nodes.columns["vectors"], k)
             else:
-                place = self._places(known)
+                place = self._nodes.places(known)
                 row, other = place[found[0]], place[found[1]]
                 there = (row >= 0) & (other >= 0) & (row != other)
                 found = row[there], other[there], found[2][there]
@@ -521,7 +436,7 @@ class MemoryGraph:
             k = min(k, len(self))
             if not k:
                 return []
-            vectors = self._columns["vectors"]
+            vectors = self._nodes.columns["vectors"]
             if not hops:
                 places, score = self._kernels.top_k(vectors, query, k)
                 similarity = score
@@ -529,13 +444,13 @@ class MemoryGraph:
                 cosine = np.maximum(vectors @ query, 0)
                 there = self.propagate(query, hops)
                 top = there.max()
-                total = cosine + there * (cosine.max() / top if top > 0 else 0)
+                total = cosine + there * np.float32(cosine.max() / top if top > 0 else 0)
                 places = np.lexsort((np.arange(len(total)), -total))[:k]
                 similarity, score = vectors[places] @ query, total[places] / 2
             if mark:
                 self._mark(places)
-            columns = (self._columns[name][places].tolist() for name in ("ids", "kinds", "quality"))
-            texts = [self._data[place] for place in places.tolist()]
+            columns = (self._nodes.columns[name][places].tolist() for name in ("ids", "kinds", "quality"))
+            texts = [self._nodes.data[place] for place in places.tolist()]
             rows = list(zip(*columns, similarity.tolist(), score.tolist(), texts, strict=True))
         return [
             Recalled(id, NodeKind(kind), like, by, quality, None if text is None else json.loads(text))
@@ -544,9 +459,9 @@ class MemoryGraph:
 
     def _mark(self, places: Longs) -> None:
         self._version += 1
-        self._columns.own("uses")[places] += 1
-        self._columns.own("last_used")[places] = self.cycle
-        self._columns.own("touched")[places] = self._version
+        self._nodes.columns.own("uses")[places] += 1
+        self._nodes.columns.own("last_used")[places] = self.cycle
+        self._nodes.columns.own("touched")[places] = self._version
 
     def used(self, ids: Any, retrieved: Any = ()) -> None:
         """
@@ -569,7 +484,7 @@ class MemoryGraph:
             if len(used) > _TOGETHER:
                 raise SonaValueError(f"ids: expected at most {_TOGETHER} nodes that were used together, got {len(used)}")
             self._mark(used)
-            strength = self._columns.own("strength")
+            strength = self._nodes.columns.own("strength")
             strength[used] += _USED * (1 - strength[used])
             strength[unused] = np.maximum((1 - _UNUSED) * strength[unused], LEAST_STRENGTH)
             i, j = np.triu_indices(len(used), 1)
@@ -583,7 +498,7 @@ class MemoryGraph:
 
     def coactivate(self, u: Any, v: Any, gain: Any) -> int:
         """
-        Move the co-activation edges between ids u and v by `gain`, in (0, 1], of what is missing to 1; an edge that is not there starts at 0.
+        Move the co-activation edges between ids u and v by `gain`, in (0, 1], of what is missing to 1; none counts as 0.
 
         Pairs of which one is gone, or that were merged into one, are left out. Returns how many edges were moved.
         """
@@ -592,7 +507,7 @@ class MemoryGraph:
             raise SonaValueError(f"u, v: expected as many of one as of the other, got {len(i)} and {len(j)}")
         gains = within(gain, len(i), "gain", above=True)
         with self._lock:
-            at, to = self._places(i), self._places(j)
+            at, to = self._nodes.places(i), self._nodes.places(j)
             there = (at >= 0) & (to >= 0) & (at != to)
             self._version += 1
             self._coactivate(at[there], to[there], gains[there])
@@ -618,7 +533,7 @@ class MemoryGraph:
         with self._lock:
             csr, seeds = self.csr(), np.zeros(len(self), np.float32)
             if len(self):
-                places, similarity = self._kernels.top_k(self._columns["vectors"], query, min(_SEEDS, len(self)))
+                places, similarity = self._kernels.top_k(self._nodes.columns["vectors"], query, min(_SEEDS, len(self)))
                 seeds[places] = np.maximum(similarity, 0)
         result: Floats = np.asarray(propagate(csr, seeds, hops, alpha), np.float32)
         return result
