@@ -2,8 +2,10 @@
 
 from sona.memory.change import GraphChange
 from sona.memory.csr import Csr
-from sona.memory.graph import MemoryGraph, Recalled
+from sona.memory.edges import EdgeWeights
+from sona.memory.graph import MemoryGraph
 from sona.memory.kinds import EdgeKind, NodeKind
+from sona.memory.recall import Recalled
 from sona.memory.snapshot import GraphSnapshot
 
-__all__ = ["Csr", "EdgeKind", "GraphChange", "GraphSnapshot", "MemoryGraph", "NodeKind", "Recalled"]
+__all__ = ["Csr", "EdgeKind", "EdgeWeights", "GraphChange", "GraphSnapshot", "MemoryGraph", "NodeKind", "Recalled"]

@@ -112,7 +112,7 @@ class Csr:
         if not same.all():
             at = int(np.argmin(same))
             raise SonaValueError(
-                f"matrix: expected a symmetric one, got another value in the mirror of {row[order][at], column[order][at]}"
+                f"matrix: expected a symmetric one, got something else in the mirror of {row[order][at], column[order][at]}"
             )
         return cls.sorted(np.bincount(row, minlength=given.shape[0]), column[order], weight[order], version)
 

@@ -1,72 +1,27 @@
 """The memory graph: what was learned and put in, as vectors that are joined by weighted edges."""
 
 import json
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from sona._arrays import Floats
 from sona._kernels import Kernels
 from sona.errors import SonaTypeError, SonaValueError
-from sona.memory.adjacency import LEAST_WEIGHT, Adjacency
+from sona.memory import exchange, hebb, state
+from sona.memory.apply import apply
 from sona.memory.change import GraphChange
-from sona.memory.checks import Kinds, ids_of, kinds_of, text_of, unit_rows, whole, within
-from sona.memory.csr import Csr, Longs
+from sona.memory.checks import ids_of, kinds_of, text_of, unit_rows, whole, within
+from sona.memory.csr import Longs
 from sona.memory.kinds import EdgeKind, NodeKind
 from sona.memory.nearest import nearest
-from sona.memory.nodes import COLUMNS, LEAST_STRENGTH, START, Nodes
-from sona.memory.snapshot import GraphSnapshot, _by_kind
-
-_USED, _UNUSED = 0.05, 0.02  # Hebbian: share of what is missing to 1 that a use adds, and of what is there that it costs to be passed over
-_TOGETHER = 32  # most nodes of one `used`: all pairs of them are joined
-_SEEDS = 16  # nearest nodes that `propagate` starts from
-
-T = TypeVar("T")
+from sona.memory.nodes import START
+from sona.memory.readable import Readable
+from sona.memory.recall import Recalled, blended, seeds
 
 
-class _Column(Generic[T]):
-    """A column of the graph by position: read-only, and it stays as it is when the graph goes on."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, graph: "MemoryGraph | None", owner: type) -> T:
-        found: Any = self
-        if graph is not None:
-            with graph._lock:
-                found = graph._nodes.columns.view(self.name)
-        return cast(T, found)
-
-
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """A node that `MemoryGraph.recall` found.
-
-    Attributes
-    ----------
-    id : int
-    kind : NodeKind
-    similarity : float
-        Cosine to the query.
-    score : float
-        What it was ranked by.
-    quality : float
-    data : object
-        As it was put in, through JSON.
-    """
-
-    id: int
-    kind: NodeKind
-    similarity: float
-    score: float
-    quality: float
-    data: Any
-
-
-class MemoryGraph:
+class MemoryGraph(Readable):
     """
     Nodes with a vector each, joined by edges of three kinds, see `NodeKind` and `EdgeKind`.
 
@@ -96,110 +51,9 @@ class MemoryGraph:
     Methods take turns under one lock. A `snapshot`, a `csr` and a column do not change any more; whoever computes for long takes one.
     """
 
-    ids: _Column[Longs] = _Column("ids")
-    vectors: _Column[Floats] = _Column("vectors")
-    kinds: _Column[Kinds] = _Column("kinds")
-    quality: _Column[Floats] = _Column("quality")
-    strength: _Column[Floats] = _Column("strength")
-    uses: _Column[Longs] = _Column("uses")
-    last_used: _Column[Longs] = _Column("last_used")
-    born: _Column[Longs] = _Column("born")
-    keys: _Column[Longs] = _Column("keys")
-
     def __init__(self, dim: int, *, max_nodes: int = 50_000, max_degree: int = 32) -> None:
-        self.dim = whole(dim, 1, "dim")
-        self.max_nodes = whole(max_nodes, 1, "max_nodes")
-        self.max_degree = whole(max_degree, 1, "max_degree")
-        self.cycle = 0
-        self._lock = threading.RLock()
-        self._nodes = Nodes(self.dim)
-        self._adjacency = Adjacency(self.max_degree)
-        self._version = 0
-        self._moves = 0  # vectors changed so far
+        super().__init__(dim, max_nodes=max_nodes, max_degree=max_degree)
         self._kernels = Kernels()
-
-    # ---- looking ----
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def __contains__(self, id: Any) -> bool:
-        return id in self._nodes
-
-    @property
-    def version(self) -> int:
-        """Changes so far; uses count."""
-        return self._version
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of columns and edges, without data."""
-        return self._nodes.columns.nbytes + self._adjacency.nbytes
-
-    @property
-    def degree(self) -> Longs:
-        """Edges of each node, (n,) int64."""
-        with self._lock:
-            return self._adjacency.degree()
-
-    def data(self, id: int) -> Any:
-        """What was put in with a node."""
-        with self._lock:
-            text = self._nodes.data[self.position(id)]
-        return None if text is None else json.loads(text)
-
-    def resolve(self, id: int) -> int | None:
-        """The id of the node that an id stands for, another one after a merge; None where there is none any more."""
-        with self._lock:
-            return self._nodes.resolve(id)
-
-    def find(self, key: int, kind: NodeKind = NodeKind.MEMORY) -> int | None:
-        """Id of the node of this kind that was added with `key`; None where there is none."""
-        with self._lock:
-            return self._nodes.find(int(kind), key)
-
-    def position(self, id: int) -> int:
-        """Where the node with this id stands. SonaValueError where there is none."""
-        return int(self.positions(id)[0])
-
-    def positions(self, ids: Any) -> Longs:
-        """Where the nodes with these ids stand, (n,) int64. SonaValueError where there is none."""
-        with self._lock:
-            return self._nodes.positions(ids)
-
-    def edge(self, u: int, v: int) -> dict[EdgeKind, float]:
-        """Weights of the edges between two ids, by kind."""
-        with self._lock:
-            i, j = self.positions([u, v]).tolist()
-            column, kind, weight = self._adjacency.row(i)
-            return _by_kind(column == j, kind, weight)
-
-    def edges(self, kind: EdgeKind | None = None) -> tuple[Longs, Longs, Floats]:
-        """Ends, as ids, and weight of every edge, each once; with `kind`, of those of one kind."""
-        with self._lock:
-            row, column, kinds, weight = self._adjacency.edges()
-            ids = self._nodes.columns["ids"]
-            own = slice(None) if kind is None else kinds == kind
-            return ids[row[own]], ids[column[own]], weight[own]
-
-    def csr(self) -> Csr:
-        """Every edge with its weight, whatever its kind; the same object until an edge or a position changes."""
-        with self._lock:
-            return self._adjacency.csr(self._version)
-
-    def snapshot(self) -> GraphSnapshot:
-        """The graph as it is now. What is changed later is copied first, vectors only where one of them changes or is removed."""
-        with self._lock:
-            csr = self._adjacency.csr(self._version)
-            columns: dict[str, Any] = {name: self._nodes.columns.view(name) for name in (*COLUMNS, "vectors")}
-            return GraphSnapshot(
-                version=self._version,
-                cycle=self.cycle,
-                data=tuple(self._nodes.data),
-                edge_kinds=self._adjacency.kinds(),
-                _csr=csr,
-                **columns,
-            )
 
     # ---- nodes ----
 
@@ -437,16 +291,11 @@ class MemoryGraph:
             if not k:
                 return []
             vectors = self._nodes.columns["vectors"]
-            if not hops:
-                places, score = self._kernels.top_k(vectors, query, k)
-                similarity = score
+            if hops:
+                places, similarity, score = blended(vectors, query, self.propagate(query, hops), k)
             else:
-                cosine = np.maximum(vectors @ query, 0)
-                there = self.propagate(query, hops)
-                top = there.max()
-                total = cosine + there * np.float32(cosine.max() / top if top > 0 else 0)
-                places = np.lexsort((np.arange(len(total)), -total))[:k]
-                similarity, score = vectors[places] @ query, total[places] / 2
+                places, similarity = self._kernels.top_k(vectors, query, k)
+                score = similarity
             if mark:
                 self._mark(places)
             columns = (self._nodes.columns[name][places].tolist() for name in ("ids", "kinds", "quality"))
@@ -481,20 +330,11 @@ class MemoryGraph:
         with self._lock:
             used = np.unique(self.positions(wanted))
             unused = np.setdiff1d(self.positions(others), used)
-            if len(used) > _TOGETHER:
-                raise SonaValueError(f"ids: expected at most {_TOGETHER} nodes that were used together, got {len(used)}")
+            if len(used) > hebb.TOGETHER:
+                raise SonaValueError(f"ids: expected at most {hebb.TOGETHER} nodes that were used together, got {len(used)}")
             self._mark(used)
-            strength = self._nodes.columns.own("strength")
-            strength[used] += _USED * (1 - strength[used])
-            strength[unused] = np.maximum((1 - _UNUSED) * strength[unused], LEAST_STRENGTH)
-            i, j = np.triu_indices(len(used), 1)
-            self._coactivate(used[i], used[j], np.float32(_USED))
-            i, j = np.repeat(used, len(unused)), np.tile(unused, len(used))
-            weight = self._adjacency.weights(i, j, EdgeKind.COACTIVATION)
-            there = weight > 0
-            less = (1 - _UNUSED) * weight[there]
-            less[less < LEAST_WEIGHT] = 0
-            self._adjacency.edit(i[there], j[there], np.full(len(less), EdgeKind.COACTIVATION, np.uint8), less.astype(np.float32))
+            hebb.strengths(self._nodes.columns.own("strength"), used, unused)
+            hebb.together(self._adjacency, used, unused)
 
     def coactivate(self, u: Any, v: Any, gain: Any) -> int:
         """
@@ -509,14 +349,13 @@ class MemoryGraph:
         with self._lock:
             at, to = self._nodes.places(i), self._nodes.places(j)
             there = (at >= 0) & (to >= 0) & (at != to)
+            low, high = np.minimum(at, to)[there], np.maximum(at, to)[there]
+            pair, which = np.unique(low * len(self) + high, return_inverse=True)
+            left = np.ones(len(pair))
+            np.multiply.at(left, which, 1 - gains[there])  # gains of one pair, after merges, compose
             self._version += 1
-            self._coactivate(at[there], to[there], gains[there])
-            return int(np.count_nonzero(there))
-
-    def _coactivate(self, i: Longs, j: Longs, gain: Any) -> None:
-        weight = self._adjacency.weights(i, j, EdgeKind.COACTIVATION)
-        weight = np.minimum(weight + gain * (1 - weight), 1).astype(np.float32)
-        self._adjacency.edit(i, j, np.full(len(i), EdgeKind.COACTIVATION, np.uint8), weight)
+            hebb.coactivate(self._adjacency, pair // len(self), pair % len(self), (1 - left).astype(np.float32))
+            return len(pair)
 
     def propagate(self, x: Any, hops: int = 3, alpha: float = 0.85) -> Floats:
         """
@@ -531,11 +370,10 @@ class MemoryGraph:
 
         query = unit_rows(x, (self.dim,), "x")
         with self._lock:
-            csr, seeds = self.csr(), np.zeros(len(self), np.float32)
-            if len(self):
-                places, similarity = self._kernels.top_k(self._nodes.columns["vectors"], query, min(_SEEDS, len(self)))
-                seeds[places] = np.maximum(similarity, 0)
-        result: Floats = np.asarray(propagate(csr, seeds, hops, alpha), np.float32)
+            csr, start = self.csr(), seeds(self._nodes.columns["vectors"], query, self._kernels)
+        if not len(csr):
+            return start
+        result: Floats = np.asarray(propagate(csr, start, hops, alpha), np.float32)
         return result
 
     def apply(self, change: GraphChange) -> dict[str, int]:
@@ -552,9 +390,42 @@ class MemoryGraph:
         SonaValueError, SonaTypeError
             For weights and factors outside of their ranges, ends that are one node, and nodes to be merged whose kind or data differ.
         """
-        from sona.memory.apply import apply
-
         if not isinstance(change, GraphChange):
             raise SonaTypeError(f"change: expected a GraphChange, got {type(change).__name__}")
         with self._lock:
             return apply(self, change)
+
+    # ---- other forms ----
+
+    @classmethod
+    def from_state(cls, arrays: Mapping[str, Any], *, max_nodes: int = 50_000, max_degree: int = 32) -> Self:
+        """
+        The graph whose `state` this is: same ids, positions and rows, so that the same walks come out.
+
+        Raises
+        ------
+        SonaCorruptError
+            For arrays that are missing, of another type or shape, that contradict each other, or hold more than the bounds allow.
+        """
+        graph = cls(state.dimension(arrays), max_nodes=max_nodes, max_degree=max_degree)
+        state.fill(graph, arrays)
+        return graph
+
+    @classmethod
+    def from_networkx(cls, graph: Any, dim: int, *, max_nodes: int = 50_000, max_degree: int = 32) -> Self:
+        """
+        From a networkx.Graph with ids as nodes and the attributes that `to_networkx` gives.
+
+        All attributes may be missing: a memory of quality 0.5 with a zero vector, an edge of weight 1. An edge that is of none of the three
+        kinds is a co-activation of its weight. Edges from a node to itself are left out.
+
+        Raises
+        ------
+        SonaTypeError
+            For a directed or a multigraph, nodes that are no ints, and attributes of a wrong type.
+        SonaValueError
+            For weights outside of (0, 1], NaN among them, other attributes out of range, and more nodes or edges than the bounds allow.
+        """
+        result = cls(dim, max_nodes=max_nodes, max_degree=max_degree)
+        exchange.fill(result, graph)
+        return result

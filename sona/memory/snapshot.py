@@ -106,8 +106,9 @@ class GraphSnapshot:
         """Weights of the edges between two ids, by kind."""
         i, j = self.position(u), self.position(v)
         at = slice(self._csr.start[i], self._csr.stop[i])
-        return _by_kind(self._csr.column[at] == j, self.edge_kinds[at], self._csr.weight[at])
+        return by_kind(self._csr.column[at] == j, self.edge_kinds[at], self._csr.weight[at])
 
 
-def _by_kind(own: npt.NDArray[np.bool_], kinds: Kinds, weights: Floats) -> dict[EdgeKind, float]:
+def by_kind(own: npt.NDArray[np.bool_], kinds: Kinds, weights: Floats) -> dict[EdgeKind, float]:
+    """Weights of `own` entries by their kinds."""
     return {EdgeKind(int(kind)): float(weight) for kind, weight in zip(kinds[own], weights[own], strict=True)}
