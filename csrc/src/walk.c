@@ -1,6 +1,5 @@
 #include "sona/walk.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "random.h"
@@ -17,7 +16,7 @@
 #define PREFETCH(p) ((void)(p))
 #endif
 
-enum { NOWHERE = -1, OUTSIDE = -2 };
+enum { NOWHERE = -1, OUTSIDE = -2, NO_MEMORY = -3 };
 
 typedef struct lane {
   sona_random random;
@@ -29,7 +28,10 @@ typedef struct lane {
 typedef struct walker {
   const sona_walk_graph *graph;
   const sona_walk_options *options;
-  uint32_t mask; /* places of a hash set, minus 1 */
+  double exponent; /* 1 / temperature */
+  uint32_t mask;   /* places of a hash set, minus 1 */
+  double *sums;    /* (room,) running sums of one row as temperature and visits leave it; made when needed */
+  size_t room;
 } walker;
 
 static uint64_t mix(uint64_t z) {
@@ -63,7 +65,7 @@ static int32_t below(sona_random *r, uint32_t n) {
 }
 
 /* x^y for 0 < x <= 1 and y >= 0 by additions, multiplications and divisions alone, which round alike everywhere; pow does not.
- * Relative error below 1e-9. */
+ * Relative error below 1e-9 where the result is above 1e-300; 0 below. */
 static double power(double x, double y) {
   uint64_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -75,14 +77,17 @@ static double power(double x, double y) {
     m *= 0.5;
     exponent++;
   }
-  const double z = (m - 1) / (m + 1), z2 = z * z; /* |z| <= 0.1716: ln m = 2 atanh z */
-  const double series = 1 + z2 * (1.0 / 3 + z2 * (1.0 / 5 + z2 * (1.0 / 7 + z2 * (1.0 / 9 + z2 * (1.0 / 11 + z2 * (1.0 / 13))))));
-  const double log2 = exponent + 2.8853900817779268 * z * series, t = y * log2;
+  const double z = (m - 1) / (m + 1), a = z * z; /* ln m = 2 atanh z, |z| <= 0.172 */
+  const double series = 1 + a * (1.0 / 3 + a * (1.0 / 5 + a * (1.0 / 7 + a * (1.0 / 9 + a * (1.0 / 11 + a * (1.0 / 13))))));
+  const double t = y * (exponent + 2.8853900817779268 * z * series);
   if (!(t > -1000)) return 0;
-  const int whole = (int)(t - 0.5); /* t <= 0 but for rounding: to the nearest */
+  const int whole = (int)(t - 0.5); /* the nearest, as t <= 0 but for rounding */
   const double f = 0.6931471805599453 * (t - whole);
-  double e = 1;
-  for (int i = 10; i >= 1; i--) e = 1 + e * f / i;
+  const double e =
+      1 +
+      f * (1 + f * (1.0 / 2 +
+                    f * (1.0 / 6 +
+                         f * (1.0 / 24 + f * (1.0 / 120 + f * (1.0 / 720 + f * (1.0 / 5040 + f * (1.0 / 40320 + f * (1.0 / 362880)))))))));
   bits = (uint64_t)(whole + 1023) << 52;
   memcpy(&m, &bits, sizeof m);
   return e * m;
@@ -99,46 +104,55 @@ static size_t search(const float *cumulative, size_t n, double u) {
   return (size_t)(base - cumulative);
 }
 
-/* A draw from the row as temperature and visits leave it, by summing it twice. */
-static int32_t from_sum(const walker *w, lane *l, int64_t start, int64_t stop) {
-  const sona_walk_graph *g = w->graph;
-  const double exponent = 1 / w->options->temperature;
-  double largest = 0, total = 0, target = 0;
-  for (int pass = 0; pass < 3; pass++) { /* the largest weight; the sum; the draw */
-    double sum = 0;
-    int32_t last = NOWHERE;
-    for (int64_t j = start; j < stop;) {
-      const int32_t node = g->column[j];
-      double weight = 0;
-      for (; j < stop && g->column[j] == node; j++) weight += (double)g->weight[j];
-      if (pass == 0) {
-        if (weight > largest) largest = weight;
-        continue;
-      }
-      if (!(weight > 0)) continue;
-      double mass = exponent == 1 ? weight : power(weight / largest, exponent);
-      if (l->visited && visited(l, w->mask, node)) mass *= w->options->revisit;
-      sum += mass;
-      if (mass > 0) last = node;
-      if (pass == 2 && sum > target) return node;
-    }
-    if (pass == 0 && !(largest > 0)) return NOWHERE;
-    if (pass == 1) {
-      if (!(sum > 0)) return NOWHERE;
-      total = sum;
-      target = sona_random_uniform(&l->random) * total;
-    }
-    if (pass == 2) return last; /* only by rounding */
-  }
-  return NOWHERE;
+static int make_room(walker *w, size_t entries) {
+  if (entries <= w->room) return 1;
+  sona_free(w->sums);
+  w->room = 2 * entries;
+  w->sums = sona_calloc(w->room, sizeof *w->sums);
+  if (!w->sums) w->room = 0;
+  return w->sums != NULL;
 }
 
-static int32_t along_an_edge(const walker *w, lane *l) {
+/* Weight of the edge whose first entry is *j; moves *j behind its last one. */
+static double edge_weight(const sona_walk_graph *g, int64_t *j, int64_t stop) {
+  const int32_t node = g->column[*j];
+  double weight = 0;
+  for (; *j < stop && g->column[*j] == node; ++*j) weight += (double)g->weight[*j];
+  return weight;
+}
+
+/* A draw from the row as temperature and visits leave it, by summing it. */
+static int32_t from_sum(walker *w, lane *l, int64_t start, int64_t stop) {
+  const sona_walk_graph *g = w->graph;
+  if (!make_room(w, (size_t)(stop - start))) return NO_MEMORY;
+  double largest = 0, sum = 0;
+  for (int64_t j = start; j < stop;) {
+    const double weight = edge_weight(g, &j, stop);
+    if (weight > largest) largest = weight;
+  }
+  if (!(largest > 0)) return NOWHERE;
+  const double scale = 1 / largest;
+  for (int64_t j = start, first = start; j < stop; first = j) {
+    const int32_t node = g->column[j];
+    double mass = edge_weight(g, &j, stop) * scale;
+    if (mass > 0 && w->exponent != 1) mass = power(mass, w->exponent);
+    if (l->visited && visited(l, w->mask, node)) mass *= w->options->revisit;
+    sum += mass;
+    for (int64_t k = first; k < j; k++) w->sums[k - start] = sum;
+  }
+  if (!(sum > 0)) return NOWHERE;
+  const double u = sona_random_uniform(&l->random) * sum; /* below sum: the product rounds down to the double before it at most */
+  int64_t j = 0;
+  while (w->sums[j] <= u) j++;
+  return g->column[start + j];
+}
+
+static int32_t along_an_edge(walker *w, lane *l) {
   const sona_walk_graph *g = w->graph;
   const int64_t start = g->start[l->at], stop = g->stop[l->at];
   if (start < 0 || stop < start || (uint64_t)stop > g->entries) return OUTSIDE;
   if (start == stop) return NOWHERE;
-  if (w->options->temperature != 1) return from_sum(w, l, start, stop);
+  if (w->exponent != 1) return from_sum(w, l, start, stop);
   const double total = (double)g->cumulative[stop - 1];
   if (!(total > 0)) return NOWHERE;
   for (int tries = 0; tries < TRIES; tries++) {
@@ -149,7 +163,7 @@ static int32_t along_an_edge(const walker *w, lane *l) {
   return from_sum(w, l, start, stop);
 }
 
-static int32_t next_node(const walker *w, lane *l) {
+static int32_t next_node(walker *w, lane *l) {
   const sona_walk_options *o = w->options;
   const uint32_t nodes = (uint32_t)w->graph->nodes;
   if (o->restart > 0 || o->jump > 0) {
@@ -163,8 +177,7 @@ static int32_t next_node(const walker *w, lane *l) {
   return o->restart > 0 && l->at != l->path[0] ? l->path[0] : NOWHERE;
 }
 
-/* 0 where a neighbour is outside of the graph. */
-static int run(const walker *w, lane *lanes, size_t count) {
+static sona_status run(walker *w, lane *lanes, size_t count) {
   const sona_walk_graph *g = w->graph;
   for (size_t t = 1; t < w->options->length; t++) {
     for (size_t i = 0; i < count; i++)
@@ -179,7 +192,8 @@ static int run(const walker *w, lane *lanes, size_t count) {
       lane *l = lanes + i;
       if (l->at >= 0) {
         l->at = next_node(w, l);
-        if (l->at != NOWHERE && (uint32_t)l->at >= g->nodes) return 0;
+        if (l->at == NO_MEMORY) return SONA_ENOMEM;
+        if (l->at != NOWHERE && (uint32_t)l->at >= g->nodes) return SONA_EINVAL;
         if (l->at >= 0) {
           PREFETCH(g->start + l->at);
           PREFETCH(g->stop + l->at);
@@ -189,7 +203,7 @@ static int run(const walker *w, lane *lanes, size_t count) {
       l->path[t] = l->at;
     }
   }
-  return 1;
+  return SONA_OK;
 }
 
 static int valid(const sona_walk_graph *g, const sona_walk_options *o) {
@@ -209,7 +223,7 @@ sona_status sona_walk(const sona_walk_graph *g, const sona_walk_options *o, cons
     sets = sona_calloc((size_t)LANES * places, sizeof *sets);
     if (!sets) return SONA_ENOMEM;
   }
-  const walker w = {.graph = g, .options = o, .mask = places - 1};
+  walker w = {.graph = g, .options = o, .exponent = 1 / o->temperature, .mask = places - 1};
   sona_status status = SONA_OK;
   for (size_t i = 0; i < count && status == SONA_OK; i += LANES) {
     lane lanes[LANES];
@@ -222,8 +236,9 @@ sona_status sona_walk(const sona_walk_graph *g, const sona_walk_options *o, cons
       l->path[0] = l->at;
       if (sets) visit(l, w.mask, l->at);
     }
-    if (!run(&w, lanes, n)) status = SONA_EINVAL;
+    status = run(&w, lanes, n);
   }
+  sona_free(w.sums);
   sona_free(sets);
   return status;
 }
