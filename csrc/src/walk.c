@@ -7,7 +7,7 @@
 /* Walks that take turns, step by step: while one waits for memory the others go on. */
 #define LANES 8
 
-/* A visited neighbour is drawn again with probability 1 - revisit; after so many draws in vain the row is summed without them. */
+/* Temperature and visits are met by drawing again; after so many draws in vain the row is summed as they leave it. */
 #define TRIES 8
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -121,30 +121,44 @@ static double edge_weight(const sona_walk_graph *g, int64_t *j, int64_t stop) {
   return weight;
 }
 
-/* A draw from the row as temperature and visits leave it, by summing it. */
-static int32_t from_sum(walker *w, lane *l, int64_t start, int64_t stop) {
-  const sona_walk_graph *g = w->graph;
-  if (!make_room(w, (size_t)(stop - start))) return NO_MEMORY;
-  double largest = 0, sum = 0;
+static double largest_weight(const sona_walk_graph *g, int64_t start, int64_t stop) {
+  double largest = 0;
   for (int64_t j = start; j < stop;) {
     const double weight = edge_weight(g, &j, stop);
     if (weight > largest) largest = weight;
   }
-  if (!(largest > 0)) return NOWHERE;
-  const double scale = 1 / largest;
+  return largest;
+}
+
+/* A draw from the row as temperature and visits leave it, by summing it. */
+static int32_t from_sum(walker *w, lane *l, int64_t start, int64_t stop, double largest) {
+  const sona_walk_graph *g = w->graph;
+  if (!make_room(w, (size_t)(stop - start))) return NO_MEMORY;
+  double sum = 0;
   for (int64_t j = start, first = start; j < stop; first = j) {
     const int32_t node = g->column[j];
-    double mass = edge_weight(g, &j, stop) * scale;
-    if (mass > 0 && w->exponent != 1) mass = power(mass, w->exponent);
+    double mass = edge_weight(g, &j, stop);
+    if (mass > 0 && w->exponent != 1) mass = power(mass / largest, w->exponent);
     if (l->visited && visited(l, w->mask, node)) mass *= w->options->revisit;
     sum += mass;
     for (int64_t k = first; k < j; k++) w->sums[k - start] = sum;
   }
   if (!(sum > 0)) return NOWHERE;
-  const double u = sona_random_uniform(&l->random) * sum; /* below sum: the product rounds down to the double before it at most */
+  const double u = sona_random_uniform(&l->random) * sum;
   int64_t j = 0;
-  while (w->sums[j] <= u) j++;
+  while (j + 1 < stop - start && w->sums[j] <= u) j++;
   return g->column[start + j];
+}
+
+/* Chance to keep entry j, drawn alike when the temperature is above 1 and else by weight, so that edges come by weight^exponent. */
+static double heat(const walker *w, int64_t start, int64_t stop, int64_t j, double largest) {
+  const int32_t *column = w->graph->column;
+  int64_t first = j;
+  while (first > start && column[first - 1] == column[j]) first--;
+  int64_t behind = first;
+  const double weight = edge_weight(w->graph, &behind, stop);
+  if (!(weight > 0 && largest > 0)) return 0;
+  return w->exponent > 1 ? power(weight / largest, w->exponent - 1) : power(weight / largest, w->exponent) / (double)(behind - first);
 }
 
 static int32_t along_an_edge(walker *w, lane *l) {
@@ -152,15 +166,18 @@ static int32_t along_an_edge(walker *w, lane *l) {
   const int64_t start = g->start[l->at], stop = g->stop[l->at];
   if (start < 0 || stop < start || (uint64_t)stop > g->entries) return OUTSIDE;
   if (start == stop) return NOWHERE;
-  if (w->exponent != 1) return from_sum(w, l, start, stop);
-  const double total = (double)g->cumulative[stop - 1];
+  const double total = (double)g->cumulative[stop - 1], count = (double)(stop - start);
   if (!(total > 0)) return NOWHERE;
+  const double largest = w->exponent == 1 ? 0 : largest_weight(g, start, stop);
   for (int tries = 0; tries < TRIES; tries++) {
-    const double u = sona_random_uniform(&l->random) * total;
-    const int32_t node = g->column[start + (int64_t)search(g->cumulative + start, (size_t)(stop - start), u)];
-    if (!l->visited || !visited(l, w->mask, node) || sona_random_uniform(&l->random) < w->options->revisit) return node;
+    const double u = sona_random_uniform(&l->random);
+    const int64_t j = start + (w->exponent < 1 ? (int64_t)(u * count) : (int64_t)search(g->cumulative + start, (size_t)count, u * total));
+    const int32_t node = g->column[j];
+    double chance = w->exponent == 1 ? 1 : heat(w, start, stop, j, largest);
+    if (l->visited && visited(l, w->mask, node)) chance *= w->options->revisit;
+    if (chance == 1 || sona_random_uniform(&l->random) < chance) return node;
   }
-  return from_sum(w, l, start, stop);
+  return from_sum(w, l, start, stop, largest);
 }
 
 static int32_t next_node(walker *w, lane *l) {
