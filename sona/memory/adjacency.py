@@ -116,8 +116,12 @@ class Adjacency:
         """
         if not len(u):
             return
-        row, column = np.concatenate([u, v]), np.concatenate([v, u]).astype(np.int32)
-        kind, weight = np.concatenate([kind, kind]), np.concatenate([weight, weight]).astype(np.float32)
+        low: Longs = np.minimum(u, v)
+        high: Longs = np.maximum(u, v)
+        key: Longs = (low * self.n + high) * _KINDS + kind
+        at = _last(key)  # the same one at both ends
+        low, high, kind, weight = low[at], high[at], np.tile(kind[at], 2), np.tile(weight[at], 2)
+        row, column = np.concatenate([low, high]), np.concatenate([high, low]).astype(np.int32)
         row, column, kind, weight = self._with(row, column, kind, weight)
         dropped = self._too_many(row, kind, weight)
         if dropped.any():  # at both ends
@@ -136,9 +140,7 @@ class Adjacency:
         row, column = np.concatenate([own_row, row]), np.concatenate([own_column, column])
         kind, weight = np.concatenate([own_kind, kind]), np.concatenate([own_weight, weight])
         key: Longs = (row * self.n + column) * _KINDS + kind
-        order = np.argsort(key, kind="stable")
-        last = np.concatenate([key[order][1:] != key[order][:-1], [True]])  # new ones stand behind old ones
-        order = order[last]
+        order = _last(key)  # new ones stand behind old ones
         return row[order], column[order], kind[order], weight[order]
 
     def _too_many(self, row: Longs, kind: Kinds, weight: Floats) -> npt.NDArray[np.bool_]:
@@ -228,6 +230,14 @@ class Adjacency:
         self.n = n
         self.edit(row[kept], there[kept], kind[kept], weight[kept])
         return movers
+
+
+def _last(key: Longs) -> Longs:
+    """Where each key stands last, by ascending key."""
+    order: Longs = np.argsort(key, kind="stable")
+    own = key[order]
+    last: Longs = order[np.append(own[1:] != own[:-1], True)]
+    return last
 
 
 def _room(length: Longs) -> Longs:

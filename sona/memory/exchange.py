@@ -74,7 +74,8 @@ def fill(graph: "Readable", source: Any) -> None:
     )
     graph._adjacency.grow(n)
     graph._adjacency.edit(*edges)
-    graph.cycle = whole(source.graph.get("cycle", 0), 0, "cycle")
+    newest = max(counts["born"].max(initial=0), counts["last_used"].max(initial=0))
+    graph.cycle = max(whole(source.graph.get("cycle", 0), 0, "cycle"), int(newest))
     if len(graph._adjacency.edges()[0]) != len(edges[0]):
         raise SonaValueError(f"graph: expected at most max_degree={graph.max_degree} edges of a node, half of them similarities, got more")
 

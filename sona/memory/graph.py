@@ -20,6 +20,8 @@ from sona.memory.nodes import START
 from sona.memory.readable import Readable
 from sona.memory.recall import Recalled, blended, seeds
 
+_SHORT = 1024  # nodes that are connected under the lock
+
 
 class MemoryGraph(Readable):
     """
@@ -42,7 +44,7 @@ class MemoryGraph(Readable):
     Attributes
     ----------
     cycle : int
-        Deep cycles so far; whoever runs them counts. Births and uses are dated with it.
+        Deep cycles so far; whoever runs them sets it, to no less than it was. Births and uses are dated with it.
     ids, vectors, kinds, quality, strength, uses, last_used, born, keys
         Columns by position as in `GraphSnapshot`, read-only; they stay as they are when the graph goes on.
 
@@ -135,8 +137,8 @@ class MemoryGraph(Readable):
                 data=texts,
             )
             self._adjacency.grow(n)
-            if link:
-                self.connect(ids, link)
+        if link:
+            self.connect(ids, link)
         return ids
 
     def _make_room(self, count: int) -> None:
@@ -243,26 +245,29 @@ class MemoryGraph(Readable):
         Similarity edges from nodes to the k nearest others, where the cosine is above 0; the weight is the cosine.
 
         Edges that are there stay. All nodes by default, in time of n² dim: 50,000 of 384 take about 15 s on one core, and memory for a few
-        blocks of rows.
+        blocks of rows. More than a thousand are compared without the lock: what is removed meanwhile is left out.
         """
-        k = whole(k, 1, "k")
+        k, columns = whole(k, 1, "k"), self._nodes.columns
         with self._lock:
-            wanted = None if ids is None else ids_of(ids, "ids")
-            vectors = self._nodes.columns.view("vectors") if wanted is None else self._nodes.columns["vectors"]
-            known, moves = (self._nodes.columns.view("ids") if wanted is None else self._nodes.columns["ids"]), self._moves
-            if wanted is not None:
-                self._join(*nearest(vectors, k, np.unique(self.positions(wanted))))
+            rows = None if ids is None else np.unique(self.positions(ids))
+            if rows is not None and len(rows) <= _SHORT:
+                self._join(*nearest(columns["vectors"], k, rows))
                 return
-        found = nearest(vectors, k)  # for long: the others go on
+            vectors, known, moves = columns.view("vectors"), columns.view("ids"), self._moves
+        row, other, similarity = nearest(vectors, k, rows)  # for long: the others go on
         with self._lock:
-            if self._moves != moves:
-                found = nearest(self._nodes.columns["vectors"], k)
+            if self._moves != moves:  # rarely: again, while they wait
+                row, other, similarity = nearest(columns["vectors"], k, None if ids is None else self._present(known[rows]))
             else:
                 place = self._nodes.places(known)
-                row, other = place[found[0]], place[found[1]]
-                there = (row >= 0) & (other >= 0) & (row != other)
-                found = row[there], other[there], found[2][there]
-            self._join(*found)
+                place[place >= 0] = np.where(columns["ids"][place[place >= 0]] == known[place >= 0], place[place >= 0], -1)
+                there = (place[row] >= 0) & (place[other] >= 0)
+                row, other, similarity = place[row[there]], place[other[there]], similarity[there]
+            self._join(row, other, similarity)
+
+    def _present(self, ids: Longs) -> Longs:
+        places = self._nodes.places(ids)
+        return np.unique(places[places >= 0])
 
     def _join(self, row: Longs, other: Longs, similarity: Floats) -> None:
         if len(row):

@@ -61,7 +61,7 @@ def nearest(vectors: Floats, k: int, rows: Longs | None = None) -> tuple[Longs, 
     vectors : (n, dim) float32
     k : int
     rows : (m,) int64, optional
-        All by default, in half the time of n single ones.
+        Ascending. All by default, in half the time of n single ones.
 
     Returns
     -------
@@ -70,6 +70,8 @@ def nearest(vectors: Floats, k: int, rows: Longs | None = None) -> tuple[Longs, 
     """
     n = len(vectors)
     k = min(k, n - 1)
+    if rows is not None and len(rows) == n:
+        rows = None
     wanted = np.arange(n) if rows is None else rows
     if k < 1 or not len(wanted):
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)

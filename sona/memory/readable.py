@@ -49,7 +49,7 @@ class Readable:
         self.dim = whole(dim, 1, "dim")
         self.max_nodes = whole(max_nodes, 1, "max_nodes")
         self.max_degree = whole(max_degree, 1, "max_degree")
-        self.cycle = 0
+        self._cycle = 0
         self._lock = threading.RLock()
         self._nodes = Nodes(self.dim)
         self._adjacency = Adjacency(self.max_degree)
@@ -61,6 +61,15 @@ class Readable:
 
     def __contains__(self, id: Any) -> bool:
         return id in self._nodes
+
+    @property
+    def cycle(self) -> int:
+        """Deep cycles so far; whoever runs them sets it, to no less than it was. Births and uses are dated with it."""
+        return self._cycle
+
+    @cycle.setter
+    def cycle(self, cycle: int) -> None:
+        self._cycle = whole(cycle, self._cycle, "cycle")
 
     @property
     def version(self) -> int:

@@ -80,8 +80,9 @@ def fill(graph: "Readable", arrays: Mapping[str, Any]) -> None:
     sound(columns["kinds"] < len(NodeKind), "known kinds of nodes")
     sound((columns["quality"] >= 0) & (columns["quality"] <= 1), "qualities in [0, 1]")
     sound((columns["strength"] > 0) & (columns["strength"] <= 1), "strengths in (0, 1]")
-    sound((columns["uses"] >= 0) & (columns["born"] >= 0) & (columns["keys"] >= -1), "uses and births of at least 0, keys of at least -1")
-    sound(columns["last_used"] >= -1, "last uses of at least -1")
+    sound((columns["uses"] >= 0) & (columns["keys"] >= -1), "uses of at least 0 and keys of at least -1")
+    for name, least in (("born", 0), ("last_used", -1)):
+        sound((columns[name] >= least) & (columns[name] <= cycle), f"{name} in [{least}, {cycle}]")
     keyed = columns["keys"] >= 0
     pairs = np.stack([columns["kinds"][keyed].astype(np.int64), columns["keys"][keyed]], axis=1)
     sound(len(np.unique(pairs, axis=0)) == len(pairs), "distinct keys of each kind")
@@ -92,7 +93,7 @@ def fill(graph: "Readable", arrays: Mapping[str, Any]) -> None:
     graph._nodes.next, graph._nodes.merged = following, dict(merged.tolist())
     graph._adjacency.grow(n)
     graph._adjacency.edit(u, v, kind, weight)
-    graph.cycle, graph._version = cycle, version
+    graph._cycle, graph._version = cycle, version
     sound(len(graph._adjacency.edges()[0]) == len(u), f"each edge once and at most {graph.max_degree} of a node")
 
 
