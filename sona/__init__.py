@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.loops.limits import SourceLimits, SourceReport
     from sona.loops.patterns import PatternMatch
+    from sona.memory import EdgeKind, EdgeWeights, GraphChange, MemoryGraph, NodeKind, Recalled
     from sona.memory.iit3 import Iit3Result, iit3
     from sona.memory.phi import Phi, phi
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
@@ -70,6 +71,7 @@ _HOMES = {
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.loops.limits": ("SourceLimits", "SourceReport"),
     "sona.loops.patterns": ("PatternMatch",),
+    "sona.memory": ("EdgeKind", "EdgeWeights", "GraphChange", "MemoryGraph", "NodeKind", "Recalled"),
     "sona.memory.iit3": ("Iit3Result", "iit3"),
     "sona.memory.phi": ("Phi", "phi"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
@@ -89,11 +91,14 @@ __all__ = [
     "BaseLoRA",
     "Decision",
     "Duel",
+    "EdgeKind",
+    "EdgeWeights",
     "EwcConfig",
     "EwcPlusPlus",
     "ForgetReport",
     "Gate",
     "GateConfig",
+    "GraphChange",
     "Guard",
     "Iit3Result",
     "Instant",
@@ -105,8 +110,10 @@ __all__ = [
     "LoggedDecision",
     "LoopCoordinator",
     "LowRankEwc",
+    "MemoryGraph",
     "MicroLoRA",
     "MissingExtraError",
+    "NodeKind",
     "PageHinkley",
     "PatternConfig",
     "PatternMatch",
@@ -114,6 +121,7 @@ __all__ = [
     "Phi",
     "QueryTrajectory",
     "ReasoningBank",
+    "Recalled",
     "Ring",
     "Router",
     "SignalMetadata",
