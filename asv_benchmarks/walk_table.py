@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from row import HEAD, Row, faster, print_lines, seconds
 from timing import Code, interleave
 
-from sona.memory import Csr
-from sona.memory._walk import walks
+from sona.memory import Csr, walks
 
 WALKS, STEPS, DEGREE = 50, 15, 20
 BATCHES = {1_000: 1.0, 10_000: 15.0}  # most batches until the extraction has paid for itself

@@ -409,6 +409,9 @@ cdef extern from "sona/phi.h" nogil:
 
 # ---- sona/walk.h ----
 cdef extern from "sona/walk.h" nogil:
+    enum:
+        SONA_WALK_LONGEST
+
     ctypedef struct sona_walk_graph:
         size_t nodes, entries
         const int64_t *start

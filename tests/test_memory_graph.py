@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError
-from sona.memory import Csr, EdgeKind, EdgeWeights, GraphChange, GraphSnapshot, MemoryGraph, NodeKind
-from sona.memory._walk import walks
+from sona.memory import Csr, EdgeKind, EdgeWeights, GraphChange, GraphSnapshot, MemoryGraph, NodeKind, walks
 from sona.memory.nearest import nearest
 
 D, MOST, DEGREE = 4, 14, 4
@@ -415,6 +414,34 @@ def test_connecting_all_is_connecting_each() -> None:
     assert (together.degree[:-1] > 0).mean() > 0.99
     difference = together.csr().matrix() != apart.csr().matrix()
     assert difference.nnz <= 0.02 * together.csr().matrix().nnz  # hubs may keep others of their edges when these come one after the other
+
+
+@pytest.mark.parametrize("meanwhile", ["remove", "move", "merge"])
+@pytest.mark.parametrize("all_nodes", [True, False])
+def test_what_happens_while_similarities_are_computed_counts(monkeypatch: pytest.MonkeyPatch, meanwhile: str, all_nodes: bool) -> None:
+    graph = MemoryGraph(D)
+    ids = graph.add_many([vector(i) for i in range(20)], link=0)
+    calls = []
+
+    def interrupted(vectors: Any, k: int, rows: Any = None) -> Any:
+        found = nearest(vectors, k, rows)
+        if not calls:
+            calls.append(1)
+            if meanwhile == "remove":
+                graph.remove(ids[3:6])
+            elif meanwhile == "move":
+                graph.update(ids[3], vectors=vector(77), link=0)
+            else:
+                graph.apply(GraphChange(based_on=graph.version, merge=(ids[3:4], ids[4:5])))
+        return found
+
+    monkeypatch.setattr("sona.memory.graph.nearest", interrupted)
+    monkeypatch.setattr("sona.memory.graph._SHORT", 3)
+    graph.connect(None if all_nodes else ids[2:12], 3)
+    u, v, weight = graph.edges(SIMILARITY)
+    assert len(u) > 10
+    cosine = np.einsum("ij,ij->i", graph.vectors[graph.positions(u)], graph.vectors[graph.positions(v)])
+    np.testing.assert_allclose(weight, cosine, rtol=1e-5)
 
 
 # ---- bounds ----

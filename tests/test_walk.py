@@ -13,8 +13,7 @@ from scipy.sparse import coo_matrix, csr_array
 from scipy.stats import chisquare
 
 from sona.errors import SonaTypeError, SonaValueError
-from sona.memory import Csr
-from sona.memory._walk import walks
+from sona.memory import Csr, walks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

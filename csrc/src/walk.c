@@ -10,6 +10,9 @@
 /* Temperature and visits are met by drawing again; after so many draws in vain the row is summed as they leave it. */
 #define TRIES 8
 
+/* Below this temperature nothing but the heaviest edges is left, and its inverse might be infinite. */
+#define COLDEST 1e-9
+
 #if defined(__GNUC__) || defined(__clang__)
 #define PREFETCH(p) __builtin_prefetch(p)
 #else
@@ -121,6 +124,8 @@ static double edge_weight(const sona_walk_graph *g, int64_t *j, int64_t stop) {
   return weight;
 }
 
+static int32_t inside(const sona_walk_graph *g, int32_t node) { return (uint32_t)node < g->nodes ? node : OUTSIDE; }
+
 static double largest_weight(const sona_walk_graph *g, int64_t start, int64_t stop) {
   double largest = 0;
   for (int64_t j = start; j < stop;) {
@@ -147,7 +152,7 @@ static int32_t from_sum(walker *w, lane *l, int64_t start, int64_t stop, double 
   const double u = sona_random_uniform(&l->random) * sum;
   int64_t j = 0;
   while (j + 1 < stop - start && w->sums[j] <= u) j++;
-  return g->column[start + j];
+  return inside(g, g->column[start + j]);
 }
 
 /* Chance to keep entry j, drawn alike when the temperature is above 1 and else by weight, so that edges come by weight^exponent. */
@@ -172,7 +177,8 @@ static int32_t along_an_edge(walker *w, lane *l) {
   for (int tries = 0; tries < TRIES; tries++) {
     const double u = sona_random_uniform(&l->random);
     const int64_t j = start + (w->exponent < 1 ? (int64_t)(u * count) : (int64_t)search(g->cumulative + start, (size_t)count, u * total));
-    const int32_t node = g->column[j];
+    const int32_t node = inside(g, g->column[j]);
+    if (node == OUTSIDE) return OUTSIDE;
     double chance = w->exponent == 1 ? 1 : heat(w, start, stop, j, largest);
     if (l->visited && visited(l, w->mask, node)) chance *= w->options->revisit;
     if (chance == 1 || sona_random_uniform(&l->random) < chance) return node;
@@ -209,8 +215,7 @@ static sona_status run(walker *w, lane *lanes, size_t count) {
       lane *l = lanes + i;
       if (l->at >= 0) {
         l->at = next_node(w, l);
-        if (l->at == NO_MEMORY) return SONA_ENOMEM;
-        if (l->at != NOWHERE && (uint32_t)l->at >= g->nodes) return SONA_EINVAL;
+        if (l->at < NOWHERE) return l->at == NO_MEMORY ? SONA_ENOMEM : SONA_EINVAL;
         if (l->at >= 0) {
           PREFETCH(g->start + l->at);
           PREFETCH(g->stop + l->at);
@@ -224,7 +229,7 @@ static sona_status run(walker *w, lane *lanes, size_t count) {
 }
 
 static int valid(const sona_walk_graph *g, const sona_walk_options *o) {
-  return g->nodes <= INT32_MAX && o->length >= 1 && o->length <= INT32_MAX / 4 && o->temperature > 0 && o->revisit >= 0 &&
+  return g->nodes <= INT32_MAX && o->length >= 1 && o->length <= SONA_WALK_LONGEST && o->temperature > 0 && o->revisit >= 0 &&
          o->revisit <= 1 && o->restart >= 0 && o->jump >= 0 && o->restart + o->jump <= 1;
 }
 
@@ -240,7 +245,7 @@ sona_status sona_walk(const sona_walk_graph *g, const sona_walk_options *o, cons
     sets = sona_calloc((size_t)LANES * places, sizeof *sets);
     if (!sets) return SONA_ENOMEM;
   }
-  walker w = {.graph = g, .options = o, .exponent = 1 / o->temperature, .mask = places - 1};
+  walker w = {.graph = g, .options = o, .exponent = o->temperature > COLDEST ? 1 / o->temperature : 1 / COLDEST, .mask = places - 1};
   sona_status status = SONA_OK;
   for (size_t i = 0; i < count && status == SONA_OK; i += LANES) {
     lane lanes[LANES];

@@ -124,6 +124,18 @@ static void test_walks_do_not_depend_on_how_they_are_shared_out(void) {
   CHECK(memcmp(together, apart, sizeof apart) != 0);
 }
 
+static void test_the_coldest_walk_takes_the_heaviest_edge(void) {
+  const sona_walk_graph g = graph();
+  sona_walk_options options = plain(2, 8);
+  const int32_t starts[1] = {0};
+  int32_t out[2];
+  for (double t = 0.01; t > 0; t /= 1e3) { /* down to the smallest number there is */
+    options.temperature = t;
+    CHECK_EQ(sona_walk(&g, &options, starts, 0, 1, out), SONA_OK);
+    CHECK_EQ(out[1], 4);
+  }
+}
+
 /* These are what every machine has to print. */
 static void test_walks_are_the_same_on_every_machine(void) {
   const sona_walk_graph g = graph();
@@ -156,6 +168,18 @@ static void test_what_does_not_fit_the_graph_is_refused(void) {
   g = sound;
   g.entries = 14; /* the row of node 0 ends behind */
   CHECK_EQ(sona_walk(&g, &options, starts, 0, 2, out), SONA_EINVAL);
+  int32_t column[16];
+  for (int32_t wrong = -4; wrong < 0; wrong++) {
+    for (int i = 0; i < 16; i++) column[i] = wrong;
+    g = sound;
+    g.column = column;
+    sona_walk_options o = options;
+    for (int heat = 0; heat < 3; heat++) {
+      o.temperature = heat ? heat : 0.5;
+      o.revisit = heat / 2.0;
+      CHECK_EQ(sona_walk(&g, &o, starts, 0, 2, out), SONA_EINVAL);
+    }
+  }
   const int64_t before[N] = {-1, 0, 2, 4, 6, 8};
   g = sound;
   g.start = before;
@@ -172,6 +196,8 @@ static void test_what_does_not_fit_the_graph_is_refused(void) {
   }
   sona_walk_options o = plain(0, 1);
   CHECK_EQ(sona_walk(&sound, &o, starts, 0, 2, out), SONA_EINVAL);
+  o.length = SONA_WALK_LONGEST + 1;
+  CHECK_EQ(sona_walk(&sound, &o, starts, 0, 2, out), SONA_EINVAL);
   CHECK_EQ(sona_walk(&sound, &options, starts, 0, 0, out), SONA_OK);
 }
 
@@ -182,6 +208,7 @@ int main(void) {
   test_visited_nodes_are_drawn_by_a_share_of_their_weight();
   test_a_walk_that_may_not_go_back_ends();
   test_walks_do_not_depend_on_how_they_are_shared_out();
+  test_the_coldest_walk_takes_the_heaviest_edge();
   test_walks_are_the_same_on_every_machine();
   test_what_does_not_fit_the_graph_is_refused();
   return check_done("walk");

@@ -1,5 +1,6 @@
 """The memory station: what the model knows as a graph that walks can explore, and how integrated a part of it is."""
 
+from sona.memory._walk import walks
 from sona.memory.change import GraphChange
 from sona.memory.csr import Csr
 from sona.memory.edges import EdgeWeights
@@ -8,4 +9,4 @@ from sona.memory.kinds import EdgeKind, NodeKind
 from sona.memory.recall import Recalled
 from sona.memory.snapshot import GraphSnapshot
 
-__all__ = ["Csr", "EdgeKind", "EdgeWeights", "GraphChange", "GraphSnapshot", "MemoryGraph", "NodeKind", "Recalled"]
+__all__ = ["Csr", "EdgeKind", "EdgeWeights", "GraphChange", "GraphSnapshot", "MemoryGraph", "NodeKind", "Recalled", "walks"]

@@ -3,7 +3,7 @@
 cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t
 
-from sona._c cimport SONA_OK, sona_status, sona_walk, sona_walk_cumulate, sona_walk_graph, sona_walk_options
+from sona._c cimport SONA_OK, SONA_WALK_LONGEST, sona_status, sona_walk, sona_walk_cumulate, sona_walk_graph, sona_walk_options
 from sona._status cimport check
 
 import numpy as np
@@ -70,8 +70,8 @@ def walks(csr, starts, Py_ssize_t length, *, seed, double temperature=1.0, doubl
     given = np.asarray(starts)
     if given.ndim != 1 or given.dtype.kind not in "iu" and given.size:
         raise SonaTypeError(f"starts: expected ints of shape (w,), got {given.dtype} of shape {given.shape}")
-    if length < 1 or length > 1 << 28:
-        raise SonaValueError(f"length: expected an int in [1, {1 << 28}], got {length}")
+    if length < 1 or length > SONA_WALK_LONGEST:
+        raise SonaValueError(f"length: expected an int in [1, {SONA_WALK_LONGEST}], got {length}")
     if not temperature > 0:
         raise SonaValueError(f"temperature: expected a number above 0, got {temperature}")
     if not 0 <= revisit <= 1:

@@ -75,8 +75,9 @@ def apply(graph: "MemoryGraph", change: GraphChange) -> dict[str, int]:
     removed = gone[gone >= 0]
     removed = removed[~fresh[removed]] if len(removed) else removed
     skipped = sum(int(np.count_nonzero(~flags)) for flags in (unlinked, linked, strong >= 0, merged))
-    skipped += len(np.unique(ids_of(change.remove, "remove"))) - len(removed)
     old, into = old[merged], _chains(old[merged], into[merged])
+    removed = np.setdiff1d(removed, np.concatenate([old, into]))
+    skipped += len(np.unique(ids_of(change.remove, "remove"))) - len(removed)
     _mergeable(graph, old, into)
 
     graph._version += 1
@@ -90,7 +91,6 @@ def apply(graph: "MemoryGraph", change: GraphChange) -> dict[str, int]:
     np.multiply.at(strength, strong[strong >= 0], factor[strong >= 0])
     np.clip(strength, LEAST_STRENGTH, 1, out=strength)
     _merge(graph, old, into)
-    removed = np.setdiff1d(removed, np.concatenate([old, into]))
     graph._take_out(np.union1d(removed, old))
     return {**counts, "merged": len(old), "removed": len(removed), "skipped": skipped}
 

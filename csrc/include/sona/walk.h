@@ -23,6 +23,8 @@
 extern "C" {
 #endif
 
+#define SONA_WALK_LONGEST (1u << 24) /* positions */
+
 /* The caller's arrays; rows may stand in any order and with gaps between them. */
 typedef struct sona_walk_graph {
   size_t nodes;            /* below 2^31 */
@@ -35,7 +37,7 @@ typedef struct sona_walk_graph {
 } sona_walk_graph;
 
 typedef struct sona_walk_options {
-  size_t length; /* positions of a walk, its start included; at least 1 */
+  size_t length; /* positions of a walk, its start included; 1 to SONA_WALK_LONGEST */
   uint64_t seed;
   double temperature; /* > 0, infinity allowed */
   double revisit;     /* in [0, 1] */
