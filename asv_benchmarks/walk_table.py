@@ -2,7 +2,8 @@
 
     python asv_benchmarks/walk_table.py [--quick] [--nodes 1000 10000 50000]
 
-The graphs are gnm with an average degree of 20 and uniform weights. Own code and peers take turns; ratios are medians over the rounds.
+The graphs are gnm with an average degree of 20 and uniform weights. Own code and peers take turns; ratios are medians over the rounds. The
+peers always walk plainly, also where our walks do more: avoid what they visited, or have a temperature, restarts and jumps.
 "Batches" says after how many batches of walks taking the graph over has paid for itself against networkx.
 """
 
