@@ -6,7 +6,21 @@ from sona.memory.csr import Csr
 from sona.memory.edges import EdgeWeights
 from sona.memory.graph import MemoryGraph
 from sona.memory.kinds import EdgeKind, NodeKind
+from sona.memory.propagate import Propagation, propagate, proposals
 from sona.memory.recall import Recalled
 from sona.memory.snapshot import GraphSnapshot
 
-__all__ = ["Csr", "EdgeKind", "EdgeWeights", "GraphChange", "GraphSnapshot", "MemoryGraph", "NodeKind", "Recalled", "walks"]
+__all__ = [
+    "Csr",
+    "EdgeKind",
+    "EdgeWeights",
+    "GraphChange",
+    "GraphSnapshot",
+    "MemoryGraph",
+    "NodeKind",
+    "Propagation",
+    "Recalled",
+    "propagate",
+    "proposals",
+    "walks",
+]
