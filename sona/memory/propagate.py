@@ -49,7 +49,7 @@ def propagate(csr: Any, seed: Any, hops: int = 3, alpha: float = 0.85) -> Floats
     SonaValueError, SonaTypeError
         A matrix that is not square and symmetric or has a negative weight, another shape, NaN or infinity, hops or alpha out of range.
     """
-    step = _Step(_matrix(csr))
+    step = _Step(_matrix(csr), np.float32)
     s = coerce(seed, (len(step),) if np.ndim(seed) == 1 else (len(step), None), "seed")
     if not (isinstance(alpha, int | float) and 0 <= alpha < 1):
         raise SonaValueError(f"alpha: expected a number in [0, 1), got {alpha!r}")
@@ -83,7 +83,7 @@ def proposals(csr: Any, starts: Any, k: int = 8, *, limit: int | None = None) ->
     u, v : int64 arrays (m,)
         Pairs of positions, u < v, each once, best first; equal scores in the order of u, then of v.
     score : float32 array (m,)
-        > 0.
+        > 0, in units of the square root of a weight.
 
     Raises
     ------
@@ -103,14 +103,13 @@ def proposals(csr: Any, starts: Any, k: int = 8, *, limit: int | None = None) ->
         if not (value is None and name == "limit") and (type(value) is not int or value < 1):
             raise SonaValueError(f"{name}: expected an int of at least 1, got {value!r}")
     degree = _sums(matrix)
-    out = matrix.copy()  # A_zv / (d_z d_v^1/4)
-    out.data = out.data / np.repeat(degree, np.diff(out.indptr)).astype(np.float32) * _power(degree, -HALF)[out.indices]
-    scale = _power(degree, -HALF)
-    found = [_best(matrix, out, scale, start[block], k) for block in _blocks(matrix, start)]
+    first = _scaled(matrix, _power(degree, -HALF), np.ones(n))  # A_uz / d_u^1/4
+    second = _scaled(matrix, _power(degree, -1.0), _power(degree, -HALF))  # A_zv / (d_z d_v^1/4)
+    found = [_best(first[start[block]], second, start[block], k) for block in _blocks(matrix, start)]
     u, v, score = (np.concatenate(part) for part in zip(*found, strict=True)) if found else _nothing()
-    pair, first = np.unique(np.minimum(u, v) * n + np.maximum(u, v), return_index=True)
-    order = np.lexsort((pair, -score[first]))[:limit]
-    return pair[order] // n, pair[order] % n, score[first][order]
+    pair, at = np.unique(np.minimum(u, v) * n + np.maximum(u, v), return_index=True)
+    order = np.lexsort((pair, -score[at]))[:limit]
+    return pair[order] // n, pair[order] % n, score[at][order]
 
 
 def _nothing() -> tuple[Ints, Ints, Floats]:
@@ -126,31 +125,36 @@ def _blocks(matrix: csr_matrix, start: Ints) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), len(start)], strict=True) if a < b]
 
 
-def _best(matrix: csr_matrix, out: csr_matrix, scale: Floats, start: Ints, k: int) -> tuple[Ints, Ints, Floats]:
-    """The k best of each start: nodes two steps away that are neither itself nor joined to it."""
-    from scipy.sparse import csr_matrix
-
-    rows = matrix[start]
-    walks = rows @ out
-    row = np.repeat(np.arange(len(start)), np.diff(walks.indptr))
-    joined = csr_matrix((np.ones(len(rows.indices), bool), rows.indices, rows.indptr), rows.shape)
-    column = walks.indices.astype(np.int64)
-    new = (column != start[row]) & ~np.asarray(joined[row, column]).ravel()
+def _best(first: csr_matrix, second: csr_matrix, start: Ints, k: int) -> tuple[Ints, Ints, Floats]:
+    """The k best of each start, whose rows `first` holds: nodes two steps away that are neither itself nor joined to it."""
+    n = second.shape[0]
+    walks = first @ second
+    row, column = _cells(walks)
+    if not len(row):
+        return _nothing()
+    (near, neighbour), pair = _cells(first), row * n + column
+    joined = near * n + neighbour  # ascending
+    place = np.searchsorted(joined, pair).clip(max=len(joined) - 1)
+    new = (column != start[row]) & (joined[place] != pair)
     row, column, score = row[new], column[new], walks.data[new]
     order = np.lexsort((column, -score, row))
     row, column, score = row[order], column[order], score[order]
-    first = np.searchsorted(row, np.arange(len(start)))
-    top = np.arange(len(row)) - first[row] < k
-    return start[row[top]], column[top], (score[top] * scale[start[row[top]]]).astype(np.float32)
+    top = np.arange(len(row)) - np.searchsorted(row, np.arange(len(start)))[row] < k
+    return start[row[top]], column[top], score[top]
+
+
+def _cells(matrix: csr_matrix) -> tuple[Ints, Ints]:
+    """Row and column of each entry, int64."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices.astype(np.int64)
 
 
 class Propagation:
     """
     Message passing with learned weights: a graph neural network of one weight a hop and one a kind of edge.
 
-    P(target of a cell is 1) = sigmoid(bias + trust offset + sum_k hop_k S^k seed), S = sum over kinds of share D^-1/2 A D^-1/2. (Generalised
-    PageRank, Chien, Peng, Li and Milenkovic 2021, with shares of the kinds that sum to 1 and the seed itself left out.) The weights are
-    fitted by penalised maximum likelihood with L-BFGS: nothing is random, and few weights need few targets.
+    P(target of a cell is 1) = sigmoid(bias + trust offset + sum_k hop_k S^k seed), S = sum over kinds of share D^-1/2 A D^-1/2. This is
+    generalised PageRank (Chien, Peng, Li and Milenkovic 2021), with shares of the kinds that sum to 1 and without the seed itself. The
+    weights are fitted by penalised maximum likelihood with L-BFGS: nothing is random, and few weights need few targets.
 
     Parameters
     ----------
@@ -337,23 +341,23 @@ class _Loss:
 class _Step:
     """p -> D^-1/2 A D^-1/2 p of one graph; a node without edges keeps its value."""
 
-    def __init__(self, matrix: csr_matrix) -> None:
+    def __init__(self, matrix: csr_matrix, dtype: Any) -> None:
         degree = _sums(matrix)
-        self.matrix, self.root, self.alone = matrix, _power(degree, -0.5), degree == 0
+        root = _power(degree, -0.5)
+        self.matrix, self.alone = _scaled(matrix, root, root).astype(dtype), np.flatnonzero(degree == 0)
 
     def __len__(self) -> int:
-        return len(self.root)
+        return int(self.matrix.shape[0])
 
     def __matmul__(self, p: Any) -> Any:
-        root = self.root if p.ndim == 1 else self.root[:, None]
-        q = root * (self.matrix @ (root * p))
+        q = self.matrix @ p
         q[self.alone] = p[self.alone]
         return q
 
 
 def _steps(kinds: Any) -> list[_Step]:
     several = kinds if isinstance(kinds, Sequence) else [kinds]
-    steps = [_Step(_matrix(one)) for one in several]
+    steps = [_Step(_matrix(one), np.float64) for one in several]
     if not steps or len({len(step) for step in steps}) != 1:
         raise SonaValueError(f"kinds: expected graphs over the same nodes, at least one, got sizes {[len(step) for step in steps]}")
     return steps
@@ -385,9 +389,17 @@ def _sums(matrix: csr_matrix) -> Doubles:
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def _power(degree: Doubles, exponent: float) -> Floats:
+def _power(degree: Doubles, exponent: float) -> Doubles:
     """degree^exponent, 0 where there is no edge."""
-    return np.power(degree, exponent, where=degree > 0, out=np.zeros(len(degree))).astype(np.float32)
+    return np.power(degree, exponent, where=degree > 0, out=np.zeros(len(degree)))
+
+
+def _scaled(matrix: csr_matrix, left: Doubles, right: Doubles) -> csr_matrix:
+    """diag(left) matrix diag(right)."""
+    from scipy.sparse import csr_matrix
+
+    data = matrix.data * np.repeat(left, np.diff(matrix.indptr)) * right[matrix.indices]
+    return csr_matrix((data.astype(np.float32), matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def _hops(hops: Any, least: int) -> int:
