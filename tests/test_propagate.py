@@ -1,6 +1,8 @@
 """Message passing and proposed links are what dense algebra in double precision says, and learned weights are worth learning."""
 
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -333,3 +335,10 @@ def test_extreme_weights_stay_finite(seed: int) -> None:
     matrix[0, 1] = matrix[1, 0] = 1e30
     assert np.isfinite(propagate(matrix, np.full(10, 1e30))).all()
     assert np.isfinite(proposals(matrix, range(10))[2]).all()
+
+
+def test_the_example_prints_what_its_document_says(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[1] / "docs/links.md").read_text(encoding="utf-8")
+    (code,), (expected,) = (re.findall(rf"```{kind}\n(.*?)```", document, re.DOTALL) for kind in ("python", "text"))
+    exec(compile(code, "docs/links.md", "exec"), {})
+    assert capsys.readouterr().out == expected
