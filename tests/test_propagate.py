@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sona.errors import SonaTypeError, SonaValueError
 from sona.memory import Propagation, propagate, proposals
-from sona.memory.propagate import _Loss, _steps
+from sona.memory.propagation import _Loss, _steps
 
 
 def drawn(n: int, density: float, seed: int) -> Any:
@@ -139,7 +139,7 @@ def test_proposals_are_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     matrix = sp.csr_matrix(drawn(80, 0.1, 6))
     starts = np.random.default_rng(0).permutation(80)[:50]
     whole = proposals(matrix, starts, 5)
-    monkeypatch.setattr(sys.modules["sona.memory.propagate"], "BLOCK", 40)
+    monkeypatch.setattr(sys.modules["sona.memory.links"], "BLOCK", 40)
     for one, other in zip(whole, proposals(matrix, starts, 5), strict=True):
         assert np.array_equal(one, other)
     for one, other in zip(whole, proposals(matrix, starts, 5, limit=7), strict=True):
