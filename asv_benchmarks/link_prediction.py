@@ -39,11 +39,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from streams import F32, F64, I64, MissingData, _source
 
 import sona
-from sona.memory import Propagation, proposals
-from sona.memory.dream import Dream, DreamConfig, DreamEngine
-from sona.memory.evaluate import DreamEvaluator, DreamGate
-from sona.memory.graph import MemoryGraph
-from sona.memory.kinds import EdgeKind
+from sona.memory import (
+    Dream,
+    DreamConfig,
+    DreamEngine,
+    DreamEvaluator,
+    DreamGate,
+    EdgeKind,
+    MemoryGraph,
+    Propagation,
+    proposals,
+)
 
 HIDDEN, CAP = 0.1, 60_000
 LENGTH, REACH = 15, 4
