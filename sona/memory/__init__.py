@@ -7,7 +7,7 @@ from sona.memory.edges import EdgeWeights
 from sona.memory.graph import MemoryGraph
 from sona.memory.kinds import EdgeKind, NodeKind
 from sona.memory.links import proposals
-from sona.memory.propagate import Propagation, propagate, proposals
+from sona.memory.propagate import propagate
 from sona.memory.propagation import Propagation
 from sona.memory.recall import Recalled
 from sona.memory.snapshot import GraphSnapshot
