@@ -170,6 +170,18 @@ def _rounds(data: str, world: str, rewards: str) -> int:
     return {"digits": 6000 if slow else 3000, "trec6": 4000 if slow else 3000}.get(data, 4000)
 
 
+def labelled(data: str) -> tuple[F32, I64]:
+    """
+    All rows (n, d) of a data set, unit norm, and their classes (n,).
+
+    Raises
+    ------
+    MissingData
+        They need embeddings and SONA_DATA does not lead to them.
+    """
+    return _source(data)
+
+
 @lru_cache(maxsize=4)
 def _source(data: str) -> tuple[F32, I64]:
     """All rows (n, d), unit norm, and their classes (n,)."""

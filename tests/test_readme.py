@@ -64,7 +64,9 @@ def test_store_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (tmp_path / "sona.db").exists()
 
 
-@pytest.mark.parametrize("document", ["docs/background.md", "docs/ewc.md", "docs/gate.md", "docs/phi.md", "docs/sources.md"])
+@pytest.mark.parametrize(
+    "document", ["docs/background.md", "docs/dreams.md", "docs/ewc.md", "docs/gate.md", "docs/phi.md", "docs/sources.md"]
+)
 def test_an_example_prints_what_its_document_says(document: str):
     (code,) = blocks(document, "python")
     assert [printed(code, {})] == blocks(document, "text")
