@@ -441,7 +441,7 @@ def test_a_newer_schema_is_refused_with_both_versions_named(path):
     SqliteStore(path).close()
     raw(path, "PRAGMA user_version = 7")
     before = path.read_bytes()
-    with pytest.raises(SonaVersionError, match=r"version 2 or older .* got 7"):
+    with pytest.raises(SonaVersionError, match=r"version 3 or older .* got 7"):
         SqliteStore(path)
     assert path.read_bytes() == before
 
@@ -456,7 +456,7 @@ def test_an_older_schema_is_migrated_and_its_rows_stay(path, monkeypatch):
         assert store.reward(1) == 1.0
         assert store.integrity() == []
     assert raw(path, "SELECT region FROM decisions") == [("eu",)]
-    assert raw(path, "PRAGMA user_version") == [(3,)]
+    assert raw(path, "PRAGMA user_version") == [(4,)]
 
 
 def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
@@ -471,8 +471,8 @@ def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
 
 
 def test_an_open_store_does_not_write_into_a_file_that_a_newer_sona_migrated(path, store):
-    raw(path, "PRAGMA user_version = 3")
-    with pytest.raises(SonaVersionError, match="version 2, got 3"):
+    raw(path, "PRAGMA user_version = 4")
+    with pytest.raises(SonaVersionError, match="version 3, got 4"):
         store.append([decision(1)])
     assert store.integrity() != []
 
@@ -503,6 +503,69 @@ def test_a_file_of_schema_version_2_is_read(path):
         assert store.versions("adapter") == [(1, VERSION), (2, VERSION)]
         assert store.published("adapter") == 2
         assert store.integrity() == []
+
+
+def test_a_file_of_schema_version_3_is_read(path):
+    conn = sqlite3.connect(path)
+    conn.executescript((GOLDEN / "store-v3.sql").read_text())
+    conn.close()
+    with SqliteStore(path) as store:
+        assert store.decision(1) == decision(1, source="s")
+        assert store.get_state("graph") == (b"nodes", 0)
+        assert list(store.vectors_of("graph")) == [(2, b"two"), (5, b"five")]
+        assert store.integrity() == []
+
+
+# -- vectors beside a state ----------------------------------------------------------------------------------------
+
+
+def test_vectors_come_and_go_with_their_state(path):
+    with SqliteStore(path) as store:
+        store.put_state("graph", b"1", 0, vectors=[(7, b"seven"), (2, b"two")])
+        store.put_state("other", b"1", 0, vectors=[(2, b"zwei")])
+        store.put_state("graph", b"2", 0, vectors=[(2, b"deux"), (3, b"three")], drop=[7, 99])
+        store.put_state("graph", b"3", 0)
+        bytes_now = store.bytes()
+    with SqliteStore(path) as store:
+        assert store.get_state("graph") == (b"3", 0)
+        assert list(store.vectors_of("graph")) == [(2, b"deux"), (3, b"three")]
+        assert list(store.vectors_of("other")) == [(2, b"zwei")]
+        assert list(store.vectors_of("none")) == []
+        assert store.bytes() == bytes_now
+        assert store.integrity() == []
+
+
+def test_more_vectors_than_are_read_at_a_time(store):
+    rows = [(id, b"%d" % id) for id in range(0, 5000, 2)]
+    store.put_state("graph", b"1", 0, vectors=reversed(rows))
+    assert list(store.vectors_of("graph")) == rows
+
+
+def test_a_state_that_cannot_be_written_leaves_its_vectors(path, store):
+    store.put_state("graph", b"1", 0, vectors=[(1, b"one")])
+
+    def fails():
+        yield 1, b"uno"
+        raise SonaValueError("no more")
+
+    with pytest.raises(SonaValueError, match="no more"):
+        store.put_state("graph", b"2", 0, vectors=fails(), drop=[1])
+    assert store.get_state("graph") == (b"1", 0)
+    assert list(store.vectors_of("graph")) == [(1, b"one")]
+
+
+def test_a_damaged_vector_is_left_out_and_found(path, store):
+    store.put_state("graph", b"1", 0, vectors=[(1, b"one"), (2, b"two")])
+    raw(path, "UPDATE vectors SET vector = x'00' WHERE id = 1")
+    assert list(store.vectors_of("graph")) == [(2, b"two")]
+    assert "vector 1 of 'graph': does not match its checksum" in store.integrity()
+
+
+def test_vectors_that_are_dropped_are_overwritten(path, store):
+    store.put_state("graph", b"1", 0, vectors=[(1, b"a very secret vector")])
+    store.put_state("graph", b"1", 0, drop=[1])
+    store.scrub_log()
+    assert b"very secret" not in path.read_bytes()
 
 
 # -- adapter state and arm sets ------------------------------------------------------------------------------------

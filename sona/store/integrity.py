@@ -1,6 +1,7 @@
 """What can be wrong with a store file and one of its namespaces."""
 
 import sqlite3
+import zlib
 from collections.abc import Iterator
 
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError, SonaVersionError
@@ -27,6 +28,7 @@ def findings(conn: sqlite3.Connection, ns: int, path: str) -> Iterator[str]:
     except (SonaCorruptError, SonaVersionError) as exc:
         yield f"schema: {exc}"
     yield from _states(conn, ns)
+    yield from _vectors(conn, ns)
     yield from _arm_sets(conn, ns)
     yield from _versions(conn, ns)
     yield from _books(conn, ns)
@@ -39,6 +41,12 @@ def _states(conn: sqlite3.Connection, ns: int) -> Iterator[str]:
         seq, digest, blob = conn.execute("SELECT applied_seq, sha256, blob FROM state WHERE pos = ?", (pos,)).fetchone()
         if digest != state_digest(seq, blob):
             yield f"state {name!r}, generation {generation}: does not match its checksum"
+
+
+def _vectors(conn: sqlite3.Connection, ns: int) -> Iterator[str]:
+    for name, id, crc, vector in conn.execute("SELECT name, id, crc, vector FROM vectors WHERE ns = ?", (ns,)):
+        if crc != zlib.crc32(vector):
+            yield f"vector {id} of {name!r}: does not match its checksum"
 
 
 def _arm_sets(conn: sqlite3.Connection, ns: int) -> Iterator[str]:

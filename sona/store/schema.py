@@ -20,6 +20,7 @@ _COSTS = {
     "state": "length({0}blob) + 96",
     "arms": "length({0}names) + length({0}vectors) + length({0}costs) + 96",
     "versions": "length({0}factors) + length({0}reason) + length({0}about) + 160",
+    "vectors": "length({0}vector) + 64",
 }
 
 
@@ -87,8 +88,17 @@ _VERSION_2 = (
     *_triggers("versions"),
 )
 
+# What belongs to a state and is too much to be written whenever the state is: rows are added, replaced and deleted together with it.
+_VERSION_3 = (
+    """CREATE TABLE vectors (
+        pos INTEGER PRIMARY KEY, ns INTEGER NOT NULL, name TEXT NOT NULL, id INTEGER NOT NULL, crc INTEGER NOT NULL,
+        vector BLOB NOT NULL)""",
+    "CREATE UNIQUE INDEX vectors_id ON vectors (ns, name, id)",
+    *_triggers("vectors"),
+)
+
 # Entry n turns a file of schema version n into one of n + 1; entries are appended and never edited.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def current_version() -> int:

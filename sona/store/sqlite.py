@@ -9,6 +9,7 @@ import re
 import sqlite3
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar
@@ -388,11 +389,21 @@ class SqliteStore:
 
     # -- adapter state and arm sets --------------------------------------------------------------------------------
 
-    def put_state(self, name: str, blob: Blob, applied_seq: int, *, publish: int | None = None) -> None:
+    def put_state(
+        self,
+        name: str,
+        blob: Blob,
+        applied_seq: int,
+        *,
+        publish: int | None = None,
+        vectors: Iterable[tuple[int, Blob]] = (),
+        drop: Iterable[int] = (),
+    ) -> None:
         """Keep `blob` as the state of that name, learned from the feedback up to number `applied_seq`; durable on return.
 
         The sound state before it is kept as well. Takes the learning lease when it is free. With `publish`, the version of that number
-        becomes the published one in the same transaction.
+        becomes the published one in the same transaction; so do `vectors`, (id, bytes), become what `vectors_of` returns for these ids, and
+        those of the ids `drop` are deleted.
 
         Raises
         ------
@@ -407,6 +418,12 @@ class SqliteStore:
         with self._db.writing() as conn:
             if publish is not None:
                 self._publish(conn, name, publish)
+            conn.executemany("DELETE FROM vectors WHERE ns = ? AND name = ? AND id = ?", ((self._ns, name, one) for one in drop))
+            conn.executemany(
+                """INSERT INTO vectors (ns, name, id, crc, vector) VALUES (?, ?, ?, ?, ?)
+                   ON CONFLICT (ns, name, id) DO UPDATE SET crc = excluded.crc, vector = excluded.vector""",
+                ((self._ns, name, one, zlib.crc32(vector), vector) for one, vector in vectors),
+            )
             kept, newest = None, 0
             for generation, seq, digest, old in self._generations(conn, name):
                 newest = max(newest, generation)
@@ -442,6 +459,20 @@ class SqliteStore:
         if generations:
             raise SonaCorruptError(f"{self.path}: no kept state {name!r} matches its checksum")
         return None
+
+    def vectors_of(self, name: str) -> Iterator[tuple[int, Blob]]:
+        """(id, bytes) of the vectors that were put with the state of that name, by id; those that are damaged are left out."""
+        last = -1
+        while True:
+            with self._db.reading() as conn:
+                rows = conn.execute(
+                    "SELECT id, crc, vector FROM vectors WHERE ns = ? AND name = ? AND id > ? ORDER BY id LIMIT ?",
+                    (self._ns, name, last, CHUNK),
+                ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield from ((id, vector) for id, crc, vector in rows if crc == zlib.crc32(vector))
 
     def _lead(self) -> None:
         if not self.try_lease():
@@ -664,7 +695,8 @@ class SqliteStore:
             versions = conn.execute("DELETE FROM versions WHERE ns = ? AND name = ? AND time >= ?", (ns, name, versions_since)).rowcount
             generation = conn.execute("SELECT max(generation) FROM state WHERE ns = ? AND name = ?", (ns, name)).fetchone()[0] or 0
             stays = ", ".join("?" * len(keep))
-            conn.execute(f"DELETE FROM state WHERE ns = ? AND name NOT IN ({stays})", (ns, *keep))
+            for table in ("state", "vectors"):
+                conn.execute(f"DELETE FROM {table} WHERE ns = ? AND name NOT IN ({stays})", (ns, *keep))
             conn.execute(
                 "INSERT INTO state (ns, name, generation, applied_seq, sha256, blob) VALUES (?, ?, ?, ?, ?, ?)",
                 (ns, name, generation + 1, applied_seq + 1, state_digest(applied_seq + 1, blob), blob),
