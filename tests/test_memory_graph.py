@@ -448,6 +448,18 @@ def test_what_happens_while_similarities_are_computed_counts(monkeypatch: pytest
 # ---- bounds ----
 
 
+def test_a_touch_is_a_use_and_nothing_else() -> None:
+    graph = MemoryGraph(D)
+    ids = [graph.add(vector(number), link=0) for number in range(3)]
+    graph.cycle = 4
+    strength = graph.strength.copy()
+    graph.touch([ids[0], ids[2], ids[0], 99])
+    assert graph.uses.tolist() == [2, 0, 1]
+    assert graph.last_used.tolist() == [4, -1, 4]
+    assert np.array_equal(graph.strength, strength)
+    assert len(graph.edges()[0]) == 0
+
+
 def test_patterns_and_what_was_used_are_never_pushed_out() -> None:
     graph = MemoryGraph(D, max_nodes=4)
     pattern, used = graph.add(vector(0), kind=NodeKind.PATTERN, quality=0.0), graph.add(vector(1), quality=0.0)

@@ -22,6 +22,8 @@ from sona.memory.recall import Recalled, blended, seeds
 
 _SHORT = 1024  # nodes that are connected under the lock
 
+ROUNDING = 1e-6  # of a number of a vector of length 1: less is no change
+
 
 class MemoryGraph(Readable):
     """
@@ -156,7 +158,7 @@ class MemoryGraph(Readable):
 
     def update(self, ids: Any, *, vectors: Any = None, quality: Any = None, link: int = 8) -> None:
         """
-        Give nodes other vectors or qualities; where a vector changes its similarity edges are made anew.
+        Give nodes other vectors or qualities; where a vector changes by more than 1e-6 its similarity edges are made anew.
 
         Parameters
         ----------
@@ -178,8 +180,12 @@ class MemoryGraph(Readable):
             self._nodes.columns.own("touched")[places] = self._version
             if own is not None:
                 self._nodes.columns.own("quality")[places] = own
-            if rows is not None:
-                self._nodes.columns.own("vectors")[places] = rows
+            if rows is None:
+                return
+            moved = np.flatnonzero(np.abs(self._nodes.columns["vectors"][places] - rows).max(axis=1) > ROUNDING)
+            if len(moved):
+                places, wanted = places[moved], wanted[moved]
+                self._nodes.columns.own("vectors")[places] = rows[moved]
                 self._moves += 1
                 row, column, kind, weight = self._adjacency.rows(places)
                 alike = kind == EdgeKind.SIMILARITY
@@ -313,9 +319,16 @@ class MemoryGraph(Readable):
 
     def _mark(self, places: Longs) -> None:
         self._version += 1
-        self._nodes.columns.own("uses")[places] += 1
+        np.add.at(self._nodes.columns.own("uses"), places, 1)
         self._nodes.columns.own("last_used")[places] = self.cycle
         self._nodes.columns.own("touched")[places] = self._version
+
+    def touch(self, ids: Any) -> None:
+        """Count a use of each of these ids, as often as it is there, and nothing else; those that are gone are left out."""
+        wanted = ids_of(ids, "ids")
+        with self._lock:
+            places = self._nodes.places(wanted)
+            self._mark(places[places >= 0])
 
     def used(self, ids: Any, retrieved: Any = ()) -> None:
         """

@@ -25,7 +25,7 @@ def state(graph: "Readable") -> dict[str, Array]:
     edges: list[Array] = [*graph._adjacency.edges()]
     return {
         "graph": np.array([graph.dim, graph.cycle, graph._version, nodes.next], np.int64),
-        **{name: nodes.columns[name].copy() for name in (*COLUMNS, "vectors")},
+        **{name: nodes.columns.view(name) for name in (*COLUMNS, "vectors")},
         **{name: column.astype(dtype) for (name, dtype), column in zip(_EDGES.items(), edges, strict=True)},
         "data": np.frombuffer(b"".join(texts), np.uint8).copy(),
         "data_stop": np.cumsum([len(text) for text in texts], dtype=np.int64),
