@@ -1,4 +1,4 @@
-"""Figures of a run. matplotlib is imported on the first figure and is an extra: ``pip install 'sona[plot]'``."""
+"""Figures of a run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sona.errors import MissingExtraError
+from sona.report.plots.canvas import blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe & Ito's palette, told apart by dash and width too.
 STYLES: dict[str, tuple[str, str, float]] = {
@@ -46,7 +45,7 @@ def draw(curves: Sequence[Curve], path: str | os.PathLike[str], *, title: str) -
     MissingExtraError
         matplotlib is not installed.
     """
-    figure = _blank()
+    figure = blank()
     left, right = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=12)
     rounds, series = joined(curves)
@@ -74,7 +73,7 @@ def draw_story(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     MissingExtraError
         matplotlib is not installed.
     """
-    figure = _blank()
+    figure = blank()
     left, right = figure.subplots(1, 2)
     lines = [
         f"{'shaded' if number % 2 else 'white'} from {phase['start']}: {phase['what']}" for number, phase in enumerate(report["phases"])
@@ -110,17 +109,6 @@ def draw_story(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         left.plot(at, [0.03] * len(at), "^", color=STYLES["sona"][0], markersize=8, linestyle="none", label="drift alarm of sona")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
     figure.savefig(path, format="png")
-
-
-def _blank() -> Figure:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("figures need matplotlib: pip install 'sona[plot]'") from None
-    figure = Figure(figsize=(10.5, 4.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def joined(curves: Sequence[Curve]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

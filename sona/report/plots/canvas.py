@@ -1,0 +1,22 @@
+"""An empty figure, where matplotlib is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sona.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def blank(width: float = 10.5, height: float = 4.4) -> Figure:
+    """A figure of that many inches; MissingExtraError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("figures need matplotlib: pip install 'sona[plot]'") from None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
