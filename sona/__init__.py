@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from sona.loops._policy import Decision
     from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
     from sona.loops.coordinator import LoopCoordinator
+    from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult
     from sona.loops.forgetting import ForgetReport
     from sona.loops.gate import Duel, Gate, GateConfig
     from sona.loops.instant import InstantLoop, InstantLoopConfig, InstantLoopMetrics
     from sona.loops.limits import SourceLimits, SourceReport
+    from sona.loops.memory import Memory
     from sona.loops.patterns import PatternMatch
     from sona.memory import (
         Consolidation,
@@ -83,10 +85,12 @@ _HOMES = {
     "sona.loops._policy": ("Decision",),
     "sona.loops.background": ("BackgroundLoop", "BackgroundLoopConfig", "BackgroundResult"),
     "sona.loops.coordinator": ("LoopCoordinator",),
+    "sona.loops.deep": ("DeepLoop", "DeepLoopConfig", "DeepResult"),
     "sona.loops.forgetting": ("ForgetReport",),
     "sona.loops.gate": ("Duel", "Gate", "GateConfig"),
     "sona.loops.instant": ("InstantLoop", "InstantLoopConfig", "InstantLoopMetrics"),
     "sona.loops.limits": ("SourceLimits", "SourceReport"),
+    "sona.loops.memory": ("Memory",),
     "sona.loops.patterns": ("PatternMatch",),
     "sona.memory": (
         "Consolidation",
@@ -126,6 +130,9 @@ __all__ = [
     "Consolidation",
     "ConsolidationConfig",
     "Decision",
+    "DeepLoop",
+    "DeepLoopConfig",
+    "DeepResult",
     "Dream",
     "DreamConfig",
     "DreamEngine",
@@ -152,6 +159,7 @@ __all__ = [
     "LoggedDecision",
     "LoopCoordinator",
     "LowRankEwc",
+    "Memory",
     "MemoryConsolidator",
     "MemoryGraph",
     "MicroLoRA",

@@ -126,6 +126,23 @@ def _parser() -> argparse.ArgumentParser:
     _versioned(rollback)
     rollback.add_argument("version", metavar="VERSION", help="number or id, as `sona versions` prints them")
     rollback.set_defaults(run=_rollback)
+
+    dream = commands.add_parser(
+        "dream",
+        help="one deep cycle over a store: its memory takes in what was learned, dreams and is tidied up",
+        description="What the store serves does not change. Refused while a process learns for the store: call engine.deep_learn() there. "
+        "A cycle that is killed leaves the memory of before; one that runs out of time keeps what it has.",
+    )
+    _versioned(dream)
+    dream.add_argument("--dreams", type=_whole(0, 1_000_000), default=50, metavar="N", help="dreams to have (default: 50)")
+    dream.add_argument("--duration", type=_seconds, default=600.0, metavar="S", help="seconds that it may take (default: 600)")
+    dream.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write dream.png, partition.png, patterns.png and quality.png here, as far as there is something to draw",
+    )
+    dream.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of everything random (default: 0)")
+    dream.set_defaults(run=_dream)
     return parser
 
 
@@ -152,6 +169,16 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return whole
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds, a number of at least 0, got {text!r}")
+    return value
 
 
 def _share(text: str) -> float:
@@ -295,6 +322,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             served += f", version {about['trial']} on trial" if about["trial"] is not None else ""
             count = f"{about['versions']} version{'s' * (about['versions'] != 1)}"
             patterns = f"{about['patterns']} pattern{'s' * (about['patterns'] != 1)}"
+            patterns += f", memory of {about['memory']} nodes" if about["memory"] else ""
             print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {patterns}, {count}{served}")
     return 0
 
@@ -321,6 +349,23 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     version = roll_back(arguments.store, arguments.version, arguments.namespace, arguments.name)
     print(as_json(version.as_dict()) if arguments.json else f"{version.id} is served from the next start on")
+    return 0
+
+
+def _dream(arguments: argparse.Namespace) -> int:
+    from sona.contents import dream
+    from sona.loops.deep import STAGES, DeepLoopConfig
+    from sona.report import as_json
+    from sona.report.dreams import deep_report, deep_text, draw_deep
+
+    config = DeepLoopConfig(dreams_per_cycle=arguments.dreams, seed=arguments.seed)
+    with _progress(len(STAGES)) as progress:
+        result, memory, patterns = dream(
+            arguments.store, config, arguments.namespace, arguments.name, duration=arguments.duration, progress=progress.update
+        )
+    drawn = [] if arguments.out is None else draw_deep(arguments.out, result, memory, patterns)
+    report = deep_report(result, memory)
+    print(as_json(report) if arguments.json else deep_text(report, drawn))
     return 0
 
 

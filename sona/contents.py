@@ -1,9 +1,10 @@
-"""What ``sona inspect``, ``sona versions`` and ``sona rollback`` do with a store that no process learns for."""
+"""What ``sona inspect``, ``versions``, ``rollback`` and ``dream`` do with a store that no process learns for."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from sona.adapters import Factors, Version
 from sona.adapters.versions import find, keep_served
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.health import namespaces_of
-from sona.loops.journal import decode_state, encode_state, learners
-from sona.loops.patterns import kept_patterns
+from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult
+from sona.loops.episodes import Episodes
+from sona.loops.journal import Arrays, decode_state, encode_state, learners
+from sona.loops.limits import Sources
+from sona.loops.memory import Memory, kept_nodes
+from sona.loops.patterns import RequestPatterns, kept_patterns
 from sona.loops.trial import on_trial
 from sona.loops.versions import StoredVersions
+from sona.patterns import LearnedPattern, PatternConfig
 from sona.store import SqliteStore
 
 
@@ -56,6 +62,7 @@ def _state(store: SqliteStore, name: str) -> dict[str, Any]:
         "dim": int(arrays["layer0.down"].shape[1]),
         "rank": len(arrays["layer0.down"]),
         "patterns": kept_patterns(store, name),
+        "memory": kept_nodes(store, name),
         "versions": len(versions),
         "published": next((version.id for version in versions if version.published), None),
         "trial": on_trial(arrays),
@@ -75,6 +82,65 @@ def _opened(path: str | os.PathLike[str], namespace: str) -> SqliteStore:
     return SqliteStore(path, namespace=namespace)
 
 
+class _Held:
+    """A store whose lease this process holds, for a learner of that name."""
+
+    leading = True
+
+    def __init__(self, store: SqliteStore, name: str) -> None:
+        self.store, self.name = store, name
+
+
+def dream(
+    path: str | os.PathLike[str],
+    config: DeepLoopConfig,
+    namespace: str = "default",
+    name: str = "default",
+    *,
+    duration: float | None = None,
+    progress: Callable[[int, str], object] | None = None,
+) -> tuple[DeepResult, Memory, list[LearnedPattern]]:
+    """
+    One deep cycle over what a store has: its result, the memory afterwards, and the patterns that are in it.
+
+    Raises
+    ------
+    SonaStoreError
+        No such file, namespace or state; a process learns for the store; or it cannot be written.
+    SonaCorruptError
+        The state is not that of an engine.
+    """
+    with _opened(path, namespace) as store:
+        _lead(store, namespace, "engine.deep_learn()")
+        arrays, _, _ = _kept(store, name)
+        sources = Sources(None)
+        try:
+            dim = int(arrays["layer0.down"].shape[1])
+            sources.restore({key.removeprefix("sources."): array for key, array in arrays.items() if key.startswith("sources.")})
+        except (KeyError, IndexError, SonaValueError) as error:
+            raise SonaCorruptError(f"{store.path}: state {name!r} is not that of an engine: {error}") from error
+        without = sources.quarantined()
+        held = _Held(store, name)
+        memory = Memory(dim, held, max_nodes=config.max_nodes)
+        patterns = RequestPatterns(PatternConfig(embedding_dim=dim), None, held)
+        loop = DeepLoop(config, memory, patterns, lambda newest: Episodes.of_store(store, dim, newest, without=without))
+        result = loop.run_cycle(duration=duration, progress=progress)
+        return result, memory, patterns.current()
+
+
+def _lead(store: SqliteStore, namespace: str, instead: str) -> None:
+    if not store.try_lease():
+        raise SonaStoreError(f"{store.path}: a process learns for namespace {namespace!r}; call {instead} there")
+
+
+def _kept(store: SqliteStore, name: str) -> tuple[Arrays, dict[str, Any], int]:
+    """The state of that name, and the number of the last reward in it; SonaStoreError when there is none."""
+    state = store.get_state(name)
+    if state is None:
+        raise SonaStoreError(f"{store.path}: there is no state {name!r}")
+    return (*decode_state(state[0]), state[1])
+
+
 def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = "default", name: str = "default") -> Version:
     """
     Put the correction of a kept version into the stored state; it is served when the next process opens the store.
@@ -91,14 +157,10 @@ def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = 
         The version does not fit the state.
     """
     with _opened(path, namespace) as store:
-        if not store.try_lease():
-            raise SonaStoreError(f"{store.path}: a process learns for namespace {namespace!r}; call engine.rollback() there")
+        _lead(store, namespace, "engine.rollback()")
         versions = StoredVersions(store, name)
         version = find(versions.all(), wanted)
-        state = store.get_state(name)
-        if state is None:
-            raise SonaStoreError(f"{store.path}: there is no state {name!r}")
-        arrays, meta = decode_state(state[0])
+        arrays, meta, applied = _kept(store, name)
         try:
             before = Factors(arrays["layer0.down"], arrays["layer0.up"], arrays["layer0.offset"])
         except (KeyError, SonaValueError) as error:
@@ -108,5 +170,5 @@ def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = 
         one = version.factors
         arrays = {key: value for key, value in arrays.items() if not key.startswith("trial.")}
         arrays |= {"layer0.down": one.down, "layer0.up": one.up, "layer0.offset": one.offset, "layer0.base": np.array([len(one.down)])}
-        store.put_state(name, encode_state(arrays, meta), state[1], publish=version.number)
+        store.put_state(name, encode_state(arrays, meta), applied, publish=version.number)
         return replace(version, published=True)

@@ -16,12 +16,15 @@ from sona.config import SonaConfig
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
 from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
+from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult, TaskMemory
 from sona.loops.drift import Drift
+from sona.loops.episodes import Episodes
 from sona.loops.forgetting import ForgetReport, MemoryRewards, StoredRewards
 from sona.loops.instant import InstantLoop, InstantLoopConfig
 from sona.loops.journal import Journal
 from sona.loops.learners import Learners
 from sona.loops.limits import SourceLimits
+from sona.loops.memory import Memory
 from sona.loops.patterns import PatternMatch, RequestPatterns
 from sona.loops.ruling import Ruling
 from sona.loops.service import Service
@@ -52,6 +55,7 @@ class SonaEngine:
     policy : callable, optional
         Makes a router's policy over the engine's first layer, before the stored state is read.
     background : BackgroundLoopConfig, optional
+    deep : DeepLoopConfig, optional
     sources : SourceLimits, optional
         What a source of a router's rewards may do; None: anything.
     drift : bool
@@ -64,6 +68,7 @@ class SonaEngine:
         One of each per layer.
     loop_a : InstantLoop
     loop_b : BackgroundLoop
+    loop_c : DeepLoop
     drift : Drift or None
 
     Thread-safety
@@ -80,6 +85,7 @@ class SonaEngine:
         model_fingerprint: str | None = None,
         policy: Callable[["SonaEngine"], Policy] | None = None,
         background: BackgroundLoopConfig | None = None,
+        deep: DeepLoopConfig | None = None,
         sources: SourceLimits | None = None,
         drift: bool = False,
     ) -> None:
@@ -106,6 +112,7 @@ class SonaEngine:
         self.policy: Policy | None = None
         self.drift: Drift | None = None
         self.journal: Journal | None = None
+        self._memory: Memory | None = None
         try:
             if policy is not None:
                 self.policy = self._learners.policy = policy(self)
@@ -126,13 +133,16 @@ class SonaEngine:
                 drift=self.drift,
                 max_discard=c.max_discard,
             )
+            deep = deep or DeepLoopConfig()
+            self._memory = Memory(c.hidden_dim, self.journal, max_nodes=deep.max_nodes)
+            self.loop_c = DeepLoop(deep, self._memory, self.loop_b.patterns, self._episodes)
             versions: MemoryVersions | StoredVersions
             if self.journal is None:
                 versions = MemoryVersions()
-                self._rewards: MemoryRewards | StoredRewards = MemoryRewards(self._learners, versions, self.loop_b)
+                self._rewards: MemoryRewards | StoredRewards = MemoryRewards(self._learners, versions, self.loop_b, self._memory)
             else:
                 versions = StoredVersions(self.journal.store, name)
-                self._rewards = StoredRewards(self._learners, self.journal, self.loop_b)
+                self._rewards = StoredRewards(self._learners, self.journal, self.loop_b, self._memory)
             self._service = Service(name, self._learners, versions, self.journal, self.loop_b)
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
@@ -275,6 +285,8 @@ class SonaEngine:
             learned = self.loop_a.on_record(record)
             self._taught = True
             self.unlogged += 1
+            if unit is not None:
+                self.memory.note(record, unit)
         else:
             learned = [None] * len(builder)
         self._ended[tid] = (record, learned)
@@ -331,9 +343,9 @@ class SonaEngine:
         Forget what a source reported: its rewards are deleted, and everything is learned again without them.
 
         The rewards of the others are learned from the start, in their order, by a learner beside the one that serves, which it then
-        replaces; a kill at any moment leaves one or the other, each with its rewards. What patterns, reservoirs and older copies held goes
-        as well, a trial ends, and versions made since the first reward of the source are dropped. Decisions keep their ids. Rewards of the
-        source that come later are learned.
+        replaces; a kill at any moment leaves one or the other, each with its rewards. What patterns, memory, reservoirs and older copies
+        had of rewards goes as well, a trial ends, and versions made since the first reward of the source are dropped. Decisions keep their
+        ids. Rewards of the source that come later are learned.
 
         Raises
         ------
@@ -349,7 +361,7 @@ class SonaEngine:
             raise SonaValueError(f"forget_source: expected a source of a router's rewards, got {source!r}")
         if self.policy.partner is not None:
             raise SonaValueError("forget_source: expected a router with pool=False; the rehearsal of a pool cannot be repeated")
-        with self._service.deciding, self.loop_b.paused():
+        with self._service.deciding, self.loop_b.paused(), self.loop_c.paused():
             return self._rewards.forget(source)
 
     # ---- the background loop ----
@@ -375,6 +387,50 @@ class SonaEngine:
         trial = self._learners.trial
         hold = None if trial is None else f"version {trial.version} is on trial, {trial.ruling.reason}"
         return self.loop_b.run_cycle(self._service.keep, hold=hold)
+
+    # ---- the deep loop ----
+
+    @property
+    def memory(self) -> Memory:
+        """What its user puts in, the patterns and the newest rewarded decisions, as a graph that the deep loop tends."""
+        self._layer(0)
+        assert self._memory is not None
+        return self._memory
+
+    def deep_learn(
+        self,
+        *,
+        duration: float | None = None,
+        ewc: TaskMemory | None = None,
+        progress: Callable[[int, str], object] | None = None,
+    ) -> DeepResult:
+        """
+        One cycle of the deep loop: the memory takes in patterns and decisions, dreams, and keeps what is worth keeping.
+
+        What is served does not change. See `DeepLoop.run_cycle` for the parameters. Where another process holds the store, the result says
+        "skipped".
+
+        Raises
+        ------
+        SonaError
+            The store cannot be read or written.
+        """
+        self._layer(0)
+        if not self.enabled:
+            return DeepResult.skipped("learning is switched off")
+        if self.journal is not None and not self.journal.leading:
+            return DeepResult.skipped("another process learns for this store")
+        return self.loop_c.run_cycle(duration=duration, ewc=ewc, progress=progress)
+
+    def _episodes(self, newest: int) -> Episodes:
+        """The newest rewarded decisions of the policy."""
+        if self.policy is None:
+            return Episodes.none(self.config.hidden_dim)
+        if self.journal is None:
+            return Episodes.of_policy(self.policy, newest)
+        self.journal.flush()
+        quarantined = self._learners.sources.quarantined()
+        return Episodes.of_store(self.journal.store, self.config.hidden_dim, newest, without=quarantined)
 
     # ---- a candidate on trial ----
 
@@ -505,6 +561,7 @@ class SonaEngine:
         self.loop_a.flush_updates()
         if self.journal is None:
             return
+        self.memory.save()
         if self._taught and self.journal.leading:
             self._taught = False
             self.journal.save()
@@ -576,7 +633,11 @@ class SonaEngine:
         self._closed = True
         try:
             if self.journal is not None:
-                self.journal.close()
+                try:
+                    if self._memory is not None:
+                        self._memory.save()
+                finally:
+                    self.journal.close()
         finally:
             if self.store is not None and self._owns_store:
                 self.store.close()

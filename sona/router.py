@@ -18,6 +18,7 @@ from sona.loops._instant import Instant
 from sona.loops._policy import Decision, Policy
 from sona.loops.arms import arm_vectors, refuse_identical, refuse_same_text
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
+from sona.loops.deep import DeepLoopConfig, DeepResult
 from sona.loops.forgetting import ForgetReport
 from sona.loops.learner import new_adapter, partner_of
 from sona.loops.limits import SourceLimits, SourceReport
@@ -112,6 +113,8 @@ class Router:
         Identifies the frozen model; a stored state of another model is refused.
     background : BackgroundLoopConfig, optional
         Of `background_learn`.
+    deep : DeepLoopConfig, optional
+        Of `deep_learn`.
     sources : SourceLimits or None
         How much the rewards of one source may count, where `feedback` names sources; None: as much as they like.
     drift : bool
@@ -157,6 +160,7 @@ class Router:
         name: str = "default",
         model_fingerprint: str | None = None,
         background: BackgroundLoopConfig | None = None,
+        deep: DeepLoopConfig | None = None,
         sources: SourceLimits | None = _LIMITS,
         drift: bool = True,
     ) -> None:
@@ -214,6 +218,7 @@ class Router:
             model_fingerprint=model_fingerprint,
             policy=make_policy,
             background=background,
+            deep=deep,
             sources=sources,
             drift=drift,
         )
@@ -473,6 +478,10 @@ class Router:
     def background_learn(self) -> BackgroundResult:
         """See `SonaEngine.background_learn`."""
         return self.engine.background_learn()
+
+    def deep_learn(self, *, duration: float | None = None) -> DeepResult:
+        """See `SonaEngine.deep_learn`."""
+        return self.engine.deep_learn(duration=duration)
 
     def flush(self) -> None:
         """Return when every decision and reward so far is durable."""

@@ -12,6 +12,7 @@ from reference import Clusters
 from sona import LoopCoordinator, Router, SonaConfig, SonaEngine
 from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValueError
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
+from sona.loops.deep import DeepResult
 from sona.patterns import PatternConfig
 
 WAIT = 30.0  # seconds before a test gives up
@@ -21,7 +22,11 @@ class Learner:
     """Stands in for a router whose cycles do what a test wants."""
 
     def __init__(self, extraction_interval: float = 60.0, cycle: Callable[[], BackgroundResult] | None = None) -> None:
-        self.engine = SimpleNamespace(loop_b=SimpleNamespace(config=SimpleNamespace(extraction_interval=extraction_interval)))
+        self.engine = SimpleNamespace(
+            loop_b=SimpleNamespace(config=SimpleNamespace(extraction_interval=extraction_interval)),
+            loop_c=SimpleNamespace(config=SimpleNamespace(deep_interval=1000.0), due_in=lambda: 700.0),
+        )
+        self.deep_cycles = 0
         self.ticks = 0
         self.cycles = 0
         self.cycle = cycle or (lambda: BackgroundResult(status="completed"))
@@ -35,6 +40,10 @@ class Learner:
     def background_learn(self) -> BackgroundResult:
         self.cycles += 1
         return self.cycle()
+
+    def deep_learn(self) -> DeepResult:
+        self.deep_cycles += 1
+        return DeepResult(status=f"deep {self.deep_cycles}")
 
 
 class Clock:
@@ -54,6 +63,22 @@ def test_a_cycle_runs_when_its_interval_has_passed_and_every_call_ticks() -> Non
     assert seen == [False, False, True, False, False, True, True, False]
     assert (learner.ticks, learner.cycles, coordinator.cycles, coordinator.failures) == (8, 3, 3, 0)
     assert coordinator.last_result == BackgroundResult(status="completed")
+
+
+def test_a_deep_cycle_runs_when_its_own_interval_has_passed_after_a_background_cycle_that_is_due_too() -> None:
+    clock, learner = Clock(), Learner(600.0)
+    seen: list[str] = []
+    coordinator = LoopCoordinator(
+        learner,
+        clock=clock,
+        on_cycle=lambda result: seen.append(result.status),
+        on_deep_cycle=lambda result: seen.append(result.status),
+    )
+    for clock.now in (799.0, 800.0, 801.0, 1799.0, 1799.5, 1800.0, 1801.0):
+        coordinator.run_due()
+    assert seen == ["completed", "deep 1", "completed", "deep 2"]  # at 799, 800, 1799 and 1800
+    assert (coordinator.cycles, coordinator.deep_cycles, coordinator.failures) == (2, 2, 0)
+    assert coordinator.last_deep_result == DeepResult(status="deep 2")
 
 
 def test_the_callback_sees_every_result_also_skipped_ones() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from sona.errors import SonaClosedError, SonaTypeError
 from sona.loops.background import BackgroundResult
+from sona.loops.deep import DeepResult
 from sona.loops.ruling import between
 
 log = logging.getLogger("sona")
@@ -16,23 +17,26 @@ log = logging.getLogger("sona")
 
 class LoopCoordinator:
     """
-    Ticks a router or an engine, and starts a background cycle whenever `extraction_interval` of its configuration has passed.
+    Ticks a router or an engine, and starts a background cycle whenever `extraction_interval` of its configuration has passed, and a deep
+    one whenever `deep_interval` has passed since the last, which may have been in another process.
 
     Parameters
     ----------
     learner : Router or SonaEngine
     interval : float
         Seconds between ticks of the thread.
-    on_cycle : callable, optional
-        Takes the BackgroundResult of each cycle, skipped ones too. What it raises is logged and counted, and nothing stops.
+    on_cycle, on_deep_cycle : callable, optional
+        Take the BackgroundResult and the DeepResult of each cycle, skipped ones too. What they raise is logged and counted, and nothing
+        stops.
     clock : callable
         Monotonic seconds.
 
     Attributes
     ----------
-    cycles, failures : int
+    cycles, deep_cycles, failures : int
         Cycles that ended, and ticks, cycles and callbacks that raised.
     last_result : BackgroundResult or None
+    last_deep_result : DeepResult or None
     last_error : str or None
 
     Notes
@@ -47,25 +51,30 @@ class LoopCoordinator:
         *,
         interval: float = 1.0,
         on_cycle: Callable[[BackgroundResult], object] | None = None,
+        on_deep_cycle: Callable[[DeepResult], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         between("interval", interval, 0, float("inf"))
-        self._learner, self._interval, self._on_cycle, self._clock = learner, interval, on_cycle, clock
+        self._learner, self._interval, self._clock = learner, interval, clock
+        self._on_cycle, self._on_deep_cycle = on_cycle, on_deep_cycle
         self._any_thread = hasattr(learner, "engine")  # a router; an engine is used by one thread at a time
         engine = learner.engine if self._any_thread else learner
         self._between_cycles: float = engine.loop_b.config.extraction_interval
         self._next_cycle = clock() + self._between_cycles
+        self._between_deep: float = engine.loop_c.config.deep_interval
+        self._next_deep = clock() + engine.loop_c.due_in()
         self._busy = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self.cycles = 0
+        self.cycles = self.deep_cycles = 0
         self.failures = 0
         self.last_result: BackgroundResult | None = None
+        self.last_deep_result: DeepResult | None = None
         self.last_error: str | None = None
 
-    def run_due(self) -> BackgroundResult | None:
+    def run_due(self) -> BackgroundResult | DeepResult | None:
         """
-        Tick, and run a cycle if one is due; its result, or None where none was due or another call is under way.
+        Tick, and run one cycle if one is due, a background cycle first; its result, or None where none was due or another call is on.
 
         Raises
         ------
@@ -78,21 +87,30 @@ class LoopCoordinator:
             result = self._cycle()
         finally:
             self._busy.release()
-        if result is not None and self._on_cycle is not None:
+        if isinstance(result, BackgroundResult) and self._on_cycle is not None:
             self._guarded("on_cycle", self._on_cycle, result)
+        if isinstance(result, DeepResult) and self._on_deep_cycle is not None:
+            self._guarded("on_deep_cycle", self._on_deep_cycle, result)
         return result
 
-    def _cycle(self) -> BackgroundResult | None:
+    def _cycle(self) -> BackgroundResult | DeepResult | None:
         self._guarded("tick", self._learner.tick)
         now = self._clock()
-        if now < self._next_cycle:
-            return None
-        self._next_cycle = now + self._between_cycles
-        result: BackgroundResult | None = self._guarded("background cycle", self._learner.background_learn)
-        if result is not None:
-            self.cycles += 1
-            self.last_result = result
-        return result
+        if now >= self._next_cycle:
+            self._next_cycle = now + self._between_cycles
+            result: BackgroundResult | None = self._guarded("background cycle", self._learner.background_learn)
+            if result is not None:
+                self.cycles += 1
+                self.last_result = result
+            return result
+        if now >= self._next_deep:
+            self._next_deep = now + self._between_deep
+            deep: DeepResult | None = self._guarded("deep cycle", self._learner.deep_learn)
+            if deep is not None:
+                self.deep_cycles += 1
+                self.last_deep_result = deep
+            return deep
+        return None
 
     def _guarded(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         try:

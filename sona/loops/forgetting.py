@@ -19,6 +19,7 @@ from sona.loops.journal import Journal
 from sona.loops.learner import new_adapter, new_instant, rows_of
 from sona.loops.learners import Learners
 from sona.loops.limits import Sources
+from sona.loops.memory import Memory
 
 _CUT = "rewards have been learned that are no longer kept"
 _REPLACED = ("layer0.", "policy.", "trial.", "sources.", "drift.", "unlogged")  # parts of a state that another learner brings or ends
@@ -175,11 +176,12 @@ class MemoryRewards:
     learners : Learners
     versions : MemoryVersions
     background : BackgroundLoop
-        With no cycle under way while something is forgotten.
+    memory : Memory
+        With no cycle of either under way while something is forgotten.
     """
 
-    def __init__(self, learners: Learners, versions: MemoryVersions, background: BackgroundLoop) -> None:
-        self._learners, self._versions, self._background = learners, versions, background
+    def __init__(self, learners: Learners, versions: MemoryVersions, background: BackgroundLoop, memory: Memory) -> None:
+        self._learners, self._versions, self._background, self._memory = learners, versions, background, memory
         capacity = None if learners.policy is None else learners.policy.capacity
         self._kept: deque[tuple[int, float, str | None, int, float]] = deque(maxlen=capacity)  # id, reward, source, requests, time
         self._learning = threading.Lock()  # held while a reward is learned
@@ -222,6 +224,7 @@ class MemoryRewards:
             self._kept = deque((each for each in self._kept if each[2] != source), policy.capacity)
             dropped = self._versions.drop(gone[0][4] if gone and whole else -math.inf)
             self._background.forget({each[0] for each in gone})
+            self._memory.forget_rewards()
         return learner.report(source, len(gone), dropped, whole=whole, unlogged=unlogged)
 
 
@@ -235,11 +238,12 @@ class StoredRewards:
     journal : Journal
         Of the same learners, opened.
     background : BackgroundLoop
-        With no cycle under way while something is forgotten.
+    memory : Memory
+        With no cycle of either under way while something is forgotten.
     """
 
-    def __init__(self, learners: Learners, journal: Journal, background: BackgroundLoop) -> None:
-        self._learners, self._journal, self._background = learners, journal, background
+    def __init__(self, learners: Learners, journal: Journal, background: BackgroundLoop, memory: Memory) -> None:
+        self._learners, self._journal, self._background, self._memory = learners, journal, background, memory
 
     def forget(self, source: str) -> ForgetReport:
         """Learn again without a source, most of it while rewards come in and the rest while they wait; errors as in `forget_source`."""
@@ -254,6 +258,7 @@ class StoredRewards:
             return ForgetReport(source=source, complete=whole, reason="" if whole else _CUT)
         since = known[1] if known is not None and whole else -math.inf
         learner = Relearner(learners)
+        self._memory.forget_rewards()  # before: a kill may leave a memory without patterns, which the next deep cycle brings back
         last = 0
         for _ in range(2):
             last = self._catch_up(learner, policy, source, last)
@@ -286,5 +291,5 @@ class StoredRewards:
             policy.forget_decisions()
             self._background.forget(())
 
-        keep = self._background.window.state_names
+        keep = (*self._background.window.state_names, *self._memory.state_names)
         return self._journal.replace_learner(arrays, last, put, without=source, versions_since=since, keep=keep)

@@ -26,9 +26,14 @@ Arrays = dict[str, npt.NDArray[Any]]
 log = logging.getLogger("sona")
 
 STATE_FORMAT = 1
+_DTYPES = {
+    "<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8",
+    "<u8": "U64", "<u4": "U32", "<u2": "U16", "|u1": "U8", "|b1": "BOOL",
+}  # fmt: skip
 POLL_SECONDS = 1.0
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
+MEMORY = ".memory-"  # the same: its memory graph
 _PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
 
 
@@ -41,6 +46,14 @@ class Learner(Protocol):
     def learn(self, id: int, reward: float, source: str | None) -> bool: ...
     def state(self) -> Arrays: ...
     def restore(self, arrays: Arrays) -> None: ...
+
+
+class Keeper(Protocol):
+    """A journal, or whatever else knows the store of a learner, its name there, and whether this process leads."""
+
+    store: SqliteStore
+    name: str
+    leading: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +88,20 @@ def _log_failure(error: Exception) -> None:
 
 
 def encode_state(arrays: Arrays, meta: dict[str, Any]) -> bytes:
-    """One safetensors blob with JSON metadata."""
-    from safetensors.numpy import save
+    """
+    One safetensors blob with JSON metadata.
 
-    blob: bytes = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"sona": json.dumps(meta)})
-    return blob
+    Written here because `safetensors.numpy.save` holds everything twice more while it writes, which a full memory of 80 MB feels.
+    """
+    ordered = sorted(arrays.items(), key=lambda each: (-each[1].itemsize, each[0]))  # so that each array lies at a multiple of its size
+    kept = {name: np.ascontiguousarray(a) for name, a in ordered}
+    stop = np.cumsum([0, *(a.nbytes for a in kept.values())]).tolist()
+    header: dict[str, Any] = {"__metadata__": {"sona": json.dumps(meta)}}
+    for (name, a), begin, end in zip(kept.items(), stop[:-1], stop[1:], strict=True):
+        header[name] = {"dtype": _DTYPES[a.dtype.str], "shape": list(a.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8
+    return b"".join([len(text).to_bytes(8, "little"), text, *(a.reshape(-1).view(np.uint8).data for a in kept.values())])
 
 
 def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
@@ -105,7 +127,7 @@ def proposals(row: DecisionRow) -> tuple[Any, ...]:
 
 def learners(store: SqliteStore) -> list[str]:
     """Names of the learners whose state a namespace keeps, sorted."""
-    return [name for name in store.state_names() if TASKS not in name and PATTERNS not in name]
+    return [name for name in store.state_names() if not any(part in name for part in (TASKS, PATTERNS, MEMORY))]
 
 
 class Journal:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sona._arrays import coerce
 from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError, SonaWarning
 from sona.loops._policy import Policy
-from sona.loops.journal import PATTERNS, POLL_SECONDS, Arrays, Journal, decode_state, encode_state, log
+from sona.loops.journal import PATTERNS, POLL_SECONDS, Arrays, Keeper, decode_state, encode_state, log
 from sona.loops.rows import Rows
 from sona.loops.ruling import at_least
 from sona.patterns import LearnedPattern, PatternConfig, PatternHierarchy, ReasoningBank, Transitions, Verdict
@@ -85,7 +85,7 @@ class RequestPatterns:
     config : PatternConfig
     policy : Policy or None
         Whose arms the verdicts name; without one there are no patterns.
-    journal : Journal or None
+    journal : Keeper or None
         Of the same learner, opened. The process that leads keeps patterns, verdicts and transitions in the store after each cycle, and
         never a request; the others follow within a second of a lookup.
     clock : callable
@@ -107,7 +107,7 @@ class RequestPatterns:
     """
 
     def __init__(
-        self, config: PatternConfig, policy: Policy | None, journal: Journal | None, *, clock: Callable[[], float] = time.monotonic
+        self, config: PatternConfig, policy: Policy | None, journal: Keeper | None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._config, self._policy, self._journal, self._clock = config, policy, journal, clock
         self._digest = b""  # of what was last read from the store, or written there
@@ -148,6 +148,11 @@ class RequestPatterns:
         found = self._found
         (current,) = found.bank.assign(x[None]).tolist()
         return found.transitions.predict(current)[:k]
+
+    def current(self) -> list[LearnedPattern]:
+        """All patterns, also those that the process that leads has found since."""
+        self.follow(now=True)
+        return self._found.bank.patterns
 
     def hierarchy(self) -> PatternHierarchy:
         """Ward's tree over the patterns."""
