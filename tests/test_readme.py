@@ -65,7 +65,7 @@ def test_store_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "document", ["docs/background.md", "docs/dreams.md", "docs/ewc.md", "docs/gate.md", "docs/phi.md", "docs/sources.md"]
+    "document", ["docs/background.md", "docs/dreams.md", "docs/ewc.md", "docs/gate.md", "docs/memory.md", "docs/phi.md", "docs/sources.md"]
 )
 def test_an_example_prints_what_its_document_says(document: str):
     (code,) = blocks(document, "python")
