@@ -3,7 +3,6 @@
 #include "transport.h"
 
 #include <math.h>
-#include <string.h>
 
 #define ROUNDING 1e-15 /* of a difference of chances */
 
@@ -33,7 +32,7 @@ static void start(sona_transport *t, prices *price) {
     for (int i = 0; i < t->rows; i++) low = least(low, t->cost[i * t->cols + j] - price->row[i]);
     price->col[j] = low;
   }
-  memset(t->flow, 0, (size_t)(t->rows * t->cols) * sizeof t->flow[0]);
+  for (int k = 0; k < t->rows * t->cols; k++) t->flow[k] = 0;
   for (int i = 0; i < t->rows; i++)
     for (int j = 0; j < t->cols && t->supply[i] > 0; j++)
       if (t->demand[j] > 0 && t->cost[i * t->cols + j] - price->row[i] - price->col[j] <= 0) push(t, i, j);
