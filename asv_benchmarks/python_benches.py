@@ -417,6 +417,24 @@ def child(script: str) -> float:
     return float(subprocess.run([sys.executable, "-c", dedent(script)], check=True, capture_output=True, text=True).stdout)
 
 
+def memory(effort: Effort) -> Iterator[Row]:
+    """Phi, walks and dreams; their own tables, phi_table.py, iit3_table.py, walk_table.py and dream_table.py, have more."""
+    from dream_table import dreaming
+    from iit3_table import NETWORKS, own
+    from phi_table import against_numpy
+    from walk_table import rows as walking
+
+    for n in (8, 12, 16, 32):
+        yield from (replace(row, short=row.target != "" and n > 8) for row in against_numpy(n, effort.rounds)[0])
+    for name, most in (("rule110", 7.5e-3), ("macro, cm of ones", 34e-3), ("rule154", 0.46)):
+        yield within("iit3 from Python", name, own(NETWORKS[name]), most)
+    for row in walking(10_000, effort.rounds):
+        what = f"{row.what}, 50 of 15 steps" if row.what.startswith("walks") else row.what
+        yield replace(row, what=what, short=row.what == "walks")
+    for row in dreaming(effort.rounds):
+        yield replace(row, what=f"dreams {row.what}", short="gated, walk" in row.what and "5000 nodes" in row.case)
+
+
 def footprint(effort: Effort) -> Iterator[Row]:
     for statement, bound in (("import sona", 0.15), ("from sona import Router", None)):
         script = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
@@ -455,5 +473,6 @@ BENCHES: tuple[Callable[[Effort], Iterator[Row]], ...] = (
     scan,
     patterns,
     trajectories,
+    memory,
     footprint,
 )
