@@ -159,8 +159,11 @@ class AgainstDicts(RuleBasedStateMachine):
     def update(self, data: st.DataObject, number: int, quality: float) -> None:
         (id,) = data.draw(st.permutations(sorted(self.model.nodes)))[:1]
         node = self.model.nodes[id]
+        moved = np.abs(node.vector - vector(number)).max() > 1e-6
         node.vector, node.quality, node.touched = vector(number), f32(quality), self.graph.version + 1
         self.graph.update(id, vectors=vector(number), quality=quality, link=2)
+        if not moved:
+            return
         self.model.put({edge: 0 for edge in self.model.edges if id in edge[:2] and edge[2] == SIMILARITY}, self.positions)
         self.model.put(self.model.near(id, 2), self.positions)
 
