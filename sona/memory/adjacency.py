@@ -5,10 +5,10 @@ import numpy.typing as npt
 
 from sona._arrays import Floats
 from sona.memory._walk import cumulate
+from sona.memory.checks import Kinds
 from sona.memory.csr import Csr, Ints, Longs, ranges
 from sona.memory.kinds import EdgeKind
 
-Kinds = npt.NDArray[np.uint8]
 LEAST_WEIGHT = 1e-4  # what weakens below is gone
 _KINDS = len(EdgeKind)
 _FIRST = 64  # entries and rows allocated at first

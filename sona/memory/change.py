@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sona._arrays import Floats
+from sona.memory.checks import Kinds
+from sona.memory.csr import Longs
 from sona.memory.kinds import EdgeKind
-
-Longs = npt.NDArray[np.int64]
-Kinds = npt.NDArray[np.uint8]
 
 
 def _ids() -> Longs:

@@ -12,9 +12,11 @@ import numpy as np
 
 from sona._arrays import Floats
 from sona.errors import SonaValueError
-from sona.memory.change import GraphChange, Kinds
+from sona.memory.change import GraphChange
+from sona.memory.checks import Kinds
+from sona.memory.csr import Doubles, Longs
 from sona.memory.kinds import EdgeKind, NodeKind
-from sona.memory.visited import Doubles, Ints, Mask
+from sona.memory.visited import Mask
 
 if TYPE_CHECKING:
     from sona.memory.snapshot import GraphSnapshot
@@ -210,7 +212,7 @@ class MemoryConsolidator:
         faded: Mask = (snapshot.kinds == NodeKind.EPISODE) & (strength < self.config.floor) & ~_in_use(snapshot) & ~young
         return faded
 
-    def _excess(self, snapshot: GraphSnapshot, value: Doubles, stays: Mask, spared: Ints) -> Mask:
+    def _excess(self, snapshot: GraphSnapshot, value: Doubles, stays: Mask, spared: Longs) -> Mask:
         """What goes because there is no room: episodes before the memories of users, the least value first, of equals the oldest."""
         gone = np.zeros(len(value), np.bool_)
         limit = self.config.max_nodes
@@ -223,7 +225,7 @@ class MemoryConsolidator:
         gone[at[order[:many]]] = True
         return gone
 
-    def _absorbed(self, snapshot: GraphSnapshot, value: Doubles, free: Mask, stop: float) -> tuple[Ints, bool]:
+    def _absorbed(self, snapshot: GraphSnapshot, value: Doubles, free: Mask, stop: float) -> tuple[Longs, bool]:
         """
         For each node the one that it becomes a part of, itself for most (n,), and whether all candidates have been compared.
 
@@ -260,7 +262,7 @@ class MemoryConsolidator:
             edges = into[edges]
             edges = edges[edges[:, 0] != edges[:, 1]]
 
-    def _alike(self, snapshot: GraphSnapshot, pairs: Ints, stop: float) -> tuple[Mask, bool]:
+    def _alike(self, snapshot: GraphSnapshot, pairs: Longs, stop: float) -> tuple[Mask, bool]:
         """Which pairs (p, 2) of positions are near-duplicates, and whether all were compared before the clock reached `stop`."""
         alike = np.zeros(len(pairs), np.bool_)
         for first in range(0, len(pairs), CHUNK):
@@ -271,7 +273,7 @@ class MemoryConsolidator:
             alike[first : first + CHUNK] = cosine >= self.config.merge_similarity
         return alike, True
 
-    def _worn(self, snapshot: GraphSnapshot, gone: Mask) -> tuple[Ints, Ints, Kinds]:
+    def _worn(self, snapshot: GraphSnapshot, gone: Mask) -> tuple[Longs, Longs, Kinds]:
         """Creative and co-activation edges too weak to stay, (u, v, kind) by id; those of removed nodes go with them and are not named."""
         found = []
         for kind, decay in ((EdgeKind.CREATIVE, self.config.creative_decay), (EdgeKind.COACTIVATION, self.config.coactivation_decay)):
@@ -288,7 +290,7 @@ def _in_use(snapshot: GraphSnapshot) -> Mask:
     return used
 
 
-def _groups(snapshot: GraphSnapshot, free: Mask) -> Ints:
+def _groups(snapshot: GraphSnapshot, free: Mask) -> Longs:
     """The same number (n,) for nodes of one kind with equal data; -1 for those that are not free to be merged."""
     numbers: dict[tuple[int, str | None], int] = {}
     named = zip(snapshot.kinds.tolist(), snapshot.data, strict=True)
@@ -297,15 +299,15 @@ def _groups(snapshot: GraphSnapshot, free: Mask) -> Ints:
     return group
 
 
-def _side_by_side(left: Ints, group: Ints, along: Floats) -> Ints:
+def _side_by_side(left: Longs, group: Longs, along: Floats) -> Longs:
     """Pairs (p, 2) of the nodes `left` that come one or two after another in their group when it is sorted by `along`."""
     order = left[np.lexsort((along[left], group[left]))]
     pairs = np.concatenate([np.stack([order[:-far], order[far:]], axis=1) for far in (1, 2)])
-    found: Ints = pairs[group[pairs[:, 0]] == group[pairs[:, 1]]]
+    found: Longs = pairs[group[pairs[:, 0]] == group[pairs[:, 1]]]
     return found
 
 
-def _join(pairs: Ints, rank: Ints, known: Mask) -> Ints:
+def _join(pairs: Longs, rank: Longs, known: Mask) -> Longs:
     """
     For each node the one that takes it in, itself for most, given near-duplicate `pairs` (p, 2).
 

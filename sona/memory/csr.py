@@ -14,6 +14,7 @@ from sona.memory._walk import cumulate
 
 Longs = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
+Doubles = npt.NDArray[np.float64]
 
 
 def ranges(start: Longs, stop: Longs) -> Longs:
@@ -110,10 +111,8 @@ class Csr:
         order, mirrored = np.lexsort((column, row)), np.lexsort((row, column))
         same = (row[order] == column[mirrored]) & (column[order] == row[mirrored]) & (weight[order] == weight[mirrored])
         if not same.all():
-            at = int(np.argmin(same))
-            raise SonaValueError(
-                f"matrix: expected a symmetric one, got something else in the mirror of {row[order][at], column[order][at]}"
-            )
+            i, j = (int(ends[order][np.argmin(same)]) for ends in (row, column))
+            raise SonaValueError(f"matrix: expected a symmetric one, got something else at {j, i} than at {i, j}")
         return cls.sorted(np.bincount(row, minlength=given.shape[0]), column[order], weight[order], version)
 
     @classmethod

@@ -12,10 +12,11 @@ import numpy as np
 from sona.errors import SonaValueError
 from sona.memory._walk import walks
 from sona.memory.change import GraphChange
+from sona.memory.csr import Longs
 from sona.memory.evaluate import DreamQuality, frozen
 from sona.memory.kinds import EdgeKind
 from sona.memory.quantum import quantum_walks
-from sona.memory.visited import Ints, Visited, incident
+from sona.memory.visited import Visited, incident
 
 if TYPE_CHECKING:
     from sona.memory.graph import MemoryGraph
@@ -199,7 +200,7 @@ class DreamEngine:
         weight = (1 - (1 - self.config.creative_weight) ** count[~linked]).astype(np.float32)
         return GraphChange(based_on=snapshot.version, link=(u, v, np.full(len(u), EdgeKind.CREATIVE, np.uint8), weight))
 
-    def _walks(self, snapshot: GraphSnapshot, starts: Ints, seed: int) -> Ints:
+    def _walks(self, snapshot: GraphSnapshot, starts: Longs, seed: int) -> Longs:
         config = self.config
         return walks(
             snapshot.csr(),
@@ -212,7 +213,7 @@ class DreamEngine:
             jump=config.jump,
         ).astype(np.int64)
 
-    def _dreams(self, snapshot: GraphSnapshot, paths: Ints, walked: int, seed: int) -> list[Dream]:
+    def _dreams(self, snapshot: GraphSnapshot, paths: Longs, walked: int, seed: int) -> list[Dream]:
         """Dreams from paths of positions, the first `walked` of them by the walker."""
         visited = Visited.of(snapshot.csr(), paths)
         batch, u, v = np.nonzero(visited.near(self.config.reach) & (visited.weight == 0))
@@ -232,14 +233,14 @@ class DreamEngine:
         return dreams
 
 
-def _moving(paths: Ints) -> Ints:
+def _moving(paths: Longs) -> Longs:
     """The same paths without steps that stay where they are."""
     moves = (np.diff(paths, axis=1, prepend=-1) != 0) & (paths >= 0)
     order = np.argsort(~moves, axis=1, kind="stable")
     return np.take_along_axis(np.where(moves, paths, -1), order, axis=1)
 
 
-def _starts(snapshot: GraphSnapshot, count: int, rng: np.random.Generator) -> Ints:
+def _starts(snapshot: GraphSnapshot, count: int, rng: np.random.Generator) -> Longs:
     """Positions (count,), drawn in proportion to quality x strength among the nodes with edges, or all if none has."""
     linked = snapshot.degree > 0
     allowed = linked if linked.any() else np.ones_like(linked)

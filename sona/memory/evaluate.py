@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sona.errors import SonaTypeError, SonaValueError
+from sona.memory.csr import Doubles, Longs
 from sona.memory.phi import phi_of_subgraphs
-from sona.memory.visited import Doubles, Ints, Visited
+from sona.memory.visited import Visited
 
 if TYPE_CHECKING:
     from sona.memory.dream import Dream
@@ -182,7 +183,7 @@ def frozen(memory: MemoryGraph | GraphSnapshot) -> GraphSnapshot:
     return memory.snapshot() if hasattr(memory, "snapshot") else memory
 
 
-def _visited(snapshot: GraphSnapshot, dreams: Sequence[Dream]) -> tuple[Visited, tuple[Ints, Ints, Ints]]:
+def _visited(snapshot: GraphSnapshot, dreams: Sequence[Dream]) -> tuple[Visited, tuple[Longs, Longs, Longs]]:
     """The subgraphs, and for each proposed pair: number of its dream, the columns of its two nodes there."""
     length = max(len(dream.nodes) for dream in dreams)
     paths = np.full((len(dreams), length), -1, np.int64)
@@ -201,7 +202,7 @@ def _visited(snapshot: GraphSnapshot, dreams: Sequence[Dream]) -> tuple[Visited,
     return visited, (batch, u, v)
 
 
-def _novelty(dreams: Sequence[Dream], members: tuple[Ints, Ints, Ints], cosine: Doubles, weight: Doubles) -> Doubles:
+def _novelty(dreams: Sequence[Dream], members: tuple[Longs, Longs, Longs], cosine: Doubles, weight: Doubles) -> Doubles:
     batch, u, v = members
     new = np.where(weight[batch, u, v] > 0, 0.0, 1 - cosine[batch, u, v].clip(0, 1))
     count = np.bincount(batch, minlength=len(dreams))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-9  # by which a row may miss a sum of 1, and a state-by-state entry the product over nodes
 
-Floats = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 Nodes = tuple[int, ...]
 Cut = tuple[Nodes, Nodes]  # connections from the first to the second are noise
 Partition = tuple[tuple[Nodes, Nodes], tuple[Nodes, Nodes]]  # (mechanism, purview) of both parts
@@ -50,8 +50,8 @@ class Concept:
     effect_purview: Nodes
     cause_phi: float
     effect_phi: float
-    cause_repertoire: Floats
-    effect_repertoire: Floats
+    cause_repertoire: Doubles
+    effect_repertoire: Doubles
     cause_partition: Partition
     effect_partition: Partition
 
@@ -93,7 +93,7 @@ class Iit3Result:
 class _Network:
     """Checked input: tpm (2^n, n), cm (n, n), state (n,)."""
 
-    tpm: Floats
+    tpm: Doubles
     cm: npt.NDArray[np.uint8]
     state: tuple[int, ...]
 
@@ -116,7 +116,7 @@ class _Network:
         return sum(value << node for node, value in enumerate(self.state))
 
 
-def _real(value: Any, name: str) -> Floats:
+def _real(value: Any, name: str) -> Doubles:
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -129,7 +129,7 @@ def _real(value: Any, name: str) -> Floats:
     return array
 
 
-def _state_by_node(tpm: Any) -> Floats:
+def _state_by_node(tpm: Any) -> Doubles:
     array = _real(tpm, "tpm")
     states, columns = array.shape if array.ndim == 2 else (0, 0)
     n = states.bit_length() - 1

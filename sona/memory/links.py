@@ -8,7 +8,8 @@ import numpy as np
 
 from sona._arrays import Floats
 from sona.errors import SonaValueError
-from sona.memory.propagate import Ints, matrix_of, positions_of, power, scaled, sums
+from sona.memory.csr import Longs
+from sona.memory.propagate import matrix_of, positions_of, power, scaled, sums
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -17,7 +18,7 @@ BLOCK = 1 << 22  # two-step walks counted at a time: some 200 MB
 HALF = 0.25  # exponent of the degrees, half of the symmetric normalisation: the sweep is in docs/links.md
 
 
-def proposals(csr: Any, starts: Any, k: int = 8, *, limit: int | None = None) -> tuple[Ints, Ints, Floats]:
+def proposals(csr: Any, starts: Any, k: int = 8, *, limit: int | None = None) -> tuple[Longs, Longs, Floats]:
     """
     The links that are most likely missing, by the two-step walks between nodes that are not joined.
 
@@ -27,7 +28,7 @@ def proposals(csr: Any, starts: Any, k: int = 8, *, limit: int | None = None) ->
 
     Parameters
     ----------
-    csr : Csr or scipy sparse matrix (n, n)
+    csr : Csr, or array or scipy sparse matrix (n, n)
         Symmetric weights >= 0; the diagonal is ignored.
     starts : int array (w,)
         Positions from which links are proposed, each once.
@@ -70,11 +71,11 @@ def proposals(csr: Any, starts: Any, k: int = 8, *, limit: int | None = None) ->
     return pair[order] // n, pair[order] % n, score[at][order]
 
 
-def _nothing() -> tuple[Ints, Ints, Floats]:
+def _nothing() -> tuple[Longs, Longs, Floats]:
     return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
 
 
-def _blocks(matrix: csr_matrix, start: Ints) -> list[slice]:
+def _blocks(matrix: csr_matrix, start: Longs) -> list[slice]:
     """Consecutive starts with about BLOCK two-step walks together, at least one start each."""
     lengths = np.diff(matrix.indptr).astype(np.int64)
     reach = np.concatenate([[0], np.cumsum(lengths[matrix.indices])])
@@ -83,7 +84,7 @@ def _blocks(matrix: csr_matrix, start: Ints) -> list[slice]:
     return [slice(a, b) for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), len(start)], strict=True) if a < b]
 
 
-def _best(first: csr_matrix, second: csr_matrix, start: Ints, k: int) -> tuple[Ints, Ints, Floats]:
+def _best(first: csr_matrix, second: csr_matrix, start: Longs, k: int) -> tuple[Longs, Longs, Floats]:
     """The k best of each start, whose rows `first` holds: nodes two steps away that are neither itself nor joined to it."""
     n = second.shape[0]
     walks = first @ second
@@ -101,6 +102,6 @@ def _best(first: csr_matrix, second: csr_matrix, start: Ints, k: int) -> tuple[I
     return start[row[top]], column[top], score[top]
 
 
-def _cells(matrix: csr_matrix) -> tuple[Ints, Ints]:
+def _cells(matrix: csr_matrix) -> tuple[Longs, Longs]:
     """Row and column of each entry, int64."""
     return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices.astype(np.int64)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sona._arrays import Floats, coerce
 from sona.errors import SonaTypeError, SonaValueError
+from sona.memory.csr import Csr, Doubles, Longs
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 MAX_HOPS = 64
 
@@ -28,7 +25,7 @@ def propagate(csr: Any, seed: Any, hops: int = 3, alpha: float = 0.85) -> Floats
 
     Parameters
     ----------
-    csr : Csr or scipy sparse matrix (n, n)
+    csr : Csr, or array or scipy sparse matrix (n, n)
         Symmetric weights >= 0; the diagonal is ignored.
     seed : array (n,) or (n, c)
         What is known, in any unit; each column by itself.
@@ -74,24 +71,12 @@ class Step:
 
 
 def matrix_of(csr: Any) -> csr_matrix:
-    """Compact float32 matrix without diagonal."""
-    from scipy.sparse import csr_matrix, issparse
+    """Compact float32 matrix without diagonal, of a `Csr` or of a matrix that `Csr.of` takes."""
+    from scipy.sparse import issparse
 
-    if hasattr(csr, "matrix"):
-        return csr.matrix()
-    if not issparse(csr) and not isinstance(csr, np.ndarray):
-        raise SonaTypeError(f"csr: expected a Csr or a scipy sparse matrix, got {type(csr).__name__}")
-    if csr.ndim != 2 or csr.shape[0] != csr.shape[1] or csr.shape[0] == 0:
-        raise SonaValueError(f"csr: expected shape (n, n), got {csr.shape}")
-    matrix = csr_matrix(csr, dtype=np.float32, copy=True)
-    matrix.setdiag(0)
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    if len(matrix.data) and not (np.isfinite(matrix.data).all() and matrix.data.min() > 0):
-        raise SonaValueError("csr: expected finite weights >= 0")
-    if abs(matrix - matrix.T).max() > 0:
-        raise SonaValueError("csr: expected a symmetric matrix")
-    return matrix
+    if not isinstance(csr, Csr | np.ndarray) and not issparse(csr):
+        raise SonaTypeError(f"csr: expected a Csr, an array or a scipy sparse matrix, got {type(csr).__name__}")
+    return (csr if isinstance(csr, Csr) else Csr.of(csr)).matrix()
 
 
 def sums(matrix: csr_matrix) -> Doubles:
@@ -118,7 +103,7 @@ def check_hops(hops: Any, least: int) -> int:
     return hops
 
 
-def positions_of(value: Any, n: int, name: str) -> Ints:
+def positions_of(value: Any, n: int, name: str) -> Longs:
     array = np.asarray(value)
     if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
         raise SonaTypeError(f"{name}: expected an array of ints (m,), got {array.dtype} {array.shape}")

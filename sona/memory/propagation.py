@@ -9,7 +9,8 @@ import numpy as np
 
 from sona._arrays import Floats, coerce
 from sona.errors import SonaValueError
-from sona.memory.propagate import MAX_HOPS, Doubles, Ints, Step, check_hops, matrix_of, positions_of
+from sona.memory.csr import Doubles, Longs
+from sona.memory.propagate import MAX_HOPS, Step, check_hops, matrix_of, positions_of
 
 
 class Propagation:
@@ -58,7 +59,7 @@ class Propagation:
 
         Parameters
         ----------
-        kinds : Csr, scipy sparse matrix (n, n), or a sequence of them
+        kinds : Csr, array or scipy sparse matrix (n, n), or a sequence of them
             One graph for each kind of edge, over the same nodes.
         seed : array (n, c)
             What the messages start from. It must not hold the outcome of a target: the first two hops would bring it back.
@@ -148,7 +149,7 @@ class _Loss:
     """Mean log-loss of the cells plus l2 / 2 times the square of what is not the start, with its gradient."""
 
     def __init__(
-        self, steps: list[Step], seed: Doubles, cells: tuple[Ints, Ints], target: Doubles, offset: Doubles, hops: int, l2: float
+        self, steps: list[Step], seed: Doubles, cells: tuple[Longs, Longs], target: Doubles, offset: Doubles, hops: int, l2: float
     ) -> None:
         self.steps, self.seed, self.cells, self.target, self.offset, self.hops, self.l2 = steps, seed, cells, target, offset, hops, l2
         self._kind: Doubles | None = None

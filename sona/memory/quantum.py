@@ -8,11 +8,11 @@ Laplacian L = I - A, the amplitudes at time t are exp(-i L t) e_start, and their
 
 import numpy as np
 
-from sona.memory.csr import Csr
-from sona.memory.visited import Doubles, Ints, Visited, incident
+from sona.memory.csr import Csr, Doubles, Longs
+from sona.memory.visited import Visited, incident
 
 
-def quantum_walks(csr: Csr, starts: Ints, length: int, rng: np.random.Generator, *, size: int = 64, time: float = 2.0) -> Ints:
+def quantum_walks(csr: Csr, starts: Longs, length: int, rng: np.random.Generator, *, size: int = 64, time: float = 2.0) -> Longs:
     """
     Paths (B, length) of positions, -1 behind the last: the start, then different nodes in the order measured.
 
@@ -48,7 +48,7 @@ def quantum_walks(csr: Csr, starts: Ints, length: int, rng: np.random.Generator,
     return paths
 
 
-def neighbourhood(csr: Csr, start: int, size: int) -> Ints:
+def neighbourhood(csr: Csr, start: int, size: int) -> Longs:
     """Positions of `start` and of the nodes around it, ring by ring; of the last ring those with the heaviest edges to the ring before."""
     inside = ring = np.array([start], np.int64)
     while len(inside) < size:

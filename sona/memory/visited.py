@@ -6,10 +6,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sona.memory.csr import Csr, Longs, ranges
+from sona.memory.csr import Csr, Doubles, Longs, ranges
 
-Ints = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -28,8 +26,8 @@ class Visited:
         Total weight of the edge between two nodes of a subgraph, 0 where there is none. Symmetric.
     """
 
-    nodes: Ints
-    path: Ints
+    nodes: Longs
+    path: Longs
     weight: Doubles
 
     @classmethod
@@ -53,9 +51,9 @@ class Visited:
         return found
 
     @property
-    def size(self) -> Ints:
+    def size(self) -> Longs:
         """(B,) number of distinct nodes."""
-        size: Ints = self.mask.sum(axis=1)
+        size: Longs = self.mask.sum(axis=1)
         return size
 
     def near(self, reach: int) -> Mask:
@@ -68,19 +66,19 @@ class Visited:
             pairs[batch, np.minimum(a, b), np.maximum(a, b)] = True
         return pairs
 
-    def locate(self, batch: Ints, position: Ints) -> Ints:
+    def locate(self, batch: Longs, position: Longs) -> Longs:
         """(q,) columns of `nodes` at which subgraphs `batch` (q,) hold the nodes at `position` (q,); -1 where they do not."""
         found = self.nodes[batch] == position[:, None]
         return np.where(found.any(axis=1), found.argmax(axis=1), -1)
 
 
-def incident(csr: Csr, rows: Ints) -> tuple[Ints, Longs]:
+def incident(csr: Csr, rows: Longs) -> tuple[Longs, Longs]:
     """(which, at): entry `at` of the csr is in the row rows[which], for all entries of `rows` (q,) in turn."""
     start, stop = csr.start[rows], csr.stop[rows]
     return np.repeat(np.arange(len(rows)), stop - start), ranges(start, stop)
 
 
-def _weights(csr: Csr, nodes: Ints) -> Doubles:
+def _weights(csr: Csr, nodes: Longs) -> Doubles:
     many, m = nodes.shape
     batch, own = np.nonzero(nodes >= 0)
     if not len(batch):
