@@ -81,13 +81,9 @@ def phi(weights: Any, alpha: float = 0.85, *, directed: bool | None = None, norm
         For weights or options outside of what is said above.
     """
     kind = _checked(alpha, normalise, method)
-    labels = None
-    if type(weights) is not np.ndarray:
-        if hasattr(weights, "is_directed") and hasattr(weights, "edges"):
-            directed = bool(weights.is_directed()) if directed is None else directed
-            labels = tuple(weights)
-        weights = _dense(weights, labels)
-    matrix = _matrix(weights, "weights", _phi.EXHAUSTED if normalise or method == "exhaustive" else _phi.NODES)
+    if directed is None and type(weights) is not np.ndarray and hasattr(weights, "is_directed"):
+        directed = bool(weights.is_directed())
+    matrix, labels = weights_of(weights, _phi.EXHAUSTED if normalise or method == "exhaustive" else _phi.NODES)
     found = _phi.compute(matrix, alpha, bool(directed), normalise, kind)
     if found is None:
         raise _refusal(matrix, bool(directed), "weights")
@@ -162,6 +158,16 @@ def _checked(alpha: Any, normalise: Any, method: Any) -> int:
     if normalise and method == "queyranne":
         raise SonaValueError("method: expected 'auto' or 'exhaustive' with normalise, got 'queyranne', which is not exact for it")
     return METHODS.index(method)
+
+
+def weights_of(weights: Any, most: int = _phi.NODES) -> tuple[F64, tuple[Hashable, ...] | None]:
+    """What `phi` takes as a matrix, of at most so many nodes, and what a networkx graph calls them. Signs and symmetry are not checked."""
+    labels = None
+    if type(weights) is not np.ndarray:
+        if hasattr(weights, "is_directed") and hasattr(weights, "edges"):
+            labels = tuple(weights)
+        weights = _dense(weights, labels)
+    return _matrix(weights, "weights", most), labels
 
 
 def _dense(weights: Any, labels: tuple[Hashable, ...] | None) -> Any:

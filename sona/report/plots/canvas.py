@@ -10,13 +10,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def blank(width: float = 10.5, height: float = 4.4) -> Figure:
-    """A figure of that many inches; MissingExtraError without matplotlib."""
+def require_matplotlib() -> None:
+    """MissingExtraError where it is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MissingExtraError("figures need matplotlib: pip install 'sona[plot]'") from None
+
+
+def blank(width: float = 10.5, height: float = 4.4) -> Figure:
+    """A figure of that many inches; MissingExtraError without matplotlib."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
