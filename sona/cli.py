@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sona._version import __version__
@@ -134,12 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         "A cycle that is killed leaves the memory of before; one that runs out of time keeps what it has.",
     )
     _versioned(dream)
-    dream.add_argument("--dreams", type=_whole(0, 1_000_000), default=50, metavar="N", help="dreams to have (default: 50)")
-    dream.add_argument("--duration", type=_seconds, default=600.0, metavar="S", help="seconds that it may take (default: 600)")
+    dream.add_argument("--dreams", type=_whole(0, 1_000_000), default=50, metavar="N", help="how many dreams (default: 50)")
+    dream.add_argument("--duration", type=_seconds, default=600.0, metavar="S", help="seconds that the cycle may take (default: 600)")
     dream.add_argument(
         "--out",
         metavar="DIR",
-        help="write dream.png, partition.png, patterns.png and quality.png here, as far as there is something to draw",
+        help="draw a dream, the cut of its Phi, the patterns, and the memory over its cycles: dream.png, partition.png, patterns.png and "
+        "quality.png, as far as there is something to draw; needs matplotlib",
     )
     dream.add_argument("--seed", type=_whole(0, 2**32 - 1), default=0, help="of everything random (default: 0)")
     dream.set_defaults(run=_dream)
@@ -355,17 +357,22 @@ def _rollback(arguments: argparse.Namespace) -> int:
 def _dream(arguments: argparse.Namespace) -> int:
     from sona.contents import dream
     from sona.loops.deep import STAGES, DeepLoopConfig
+    from sona.progress import Progress
     from sona.report import as_json
     from sona.report.dreams import deep_report, deep_text, draw_deep
+    from sona.report.plots.canvas import require_matplotlib
 
+    if arguments.out is not None:  # what would go wrong afterwards goes wrong before the cycle
+        require_matplotlib()
+        Path(arguments.out).mkdir(parents=True, exist_ok=True)
     config = DeepLoopConfig(dreams_per_cycle=arguments.dreams, seed=arguments.seed)
-    with _progress(len(STAGES)) as progress:
+    with Progress(len(STAGES), redraw=0.0) as progress:  # few stages, each is shown
         result, memory, patterns = dream(
             arguments.store, config, arguments.namespace, arguments.name, duration=arguments.duration, progress=progress.update
         )
     drawn = [] if arguments.out is None else draw_deep(arguments.out, result, memory, patterns)
-    report = deep_report(result, memory)
-    print(as_json(report) if arguments.json else deep_text(report, drawn))
+    report = deep_report(result, memory, drawn)
+    print(as_json(report) if arguments.json else deep_text(report))
     return 0
 
 

@@ -15,8 +15,8 @@ BAR = 16  # leaves 80 columns room for three accuracies
 
 
 class Progress:
-    """Counts to ``total``; call :meth:`update` as often as you like, it writes at most ten times a second. A context manager: leaving it
-    leaves the terminal on a fresh line.
+    """Counts to ``total``; call :meth:`update` as often as you like, by default it writes at most ten times a second. A context
+    manager: leaving it leaves the terminal on a fresh line.
 
     Parameters
     ----------
@@ -26,13 +26,18 @@ class Progress:
         Standard error by default.
     clock : callable, optional
         Seconds, monotonic.
+    redraw : float
+        Least seconds between two drawings on a terminal; 0 where each step is one that should be seen.
     """
 
-    def __init__(self, total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic, redraw: float = REDRAW_S
+    ) -> None:
         self._total = max(total, 1)
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._terminal = self._stream.isatty()
+        self._redraw = redraw
         self._next = clock() + (0.0 if self._terminal else LINE_S)
         self._drawn = False
 
@@ -51,7 +56,7 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         if not self.due(done):
             return
-        self._next = self._clock() + (REDRAW_S if self._terminal else LINE_S)
+        self._next = self._clock() + (self._redraw if self._terminal else LINE_S)
         share = min(done / self._total, 1.0)
         if self._terminal:
             filled = round(share * BAR)

@@ -1,14 +1,16 @@
 """Promises of the deep loop: it takes in what was learned, changes nothing that is served, loses nothing in use; a cut leaves it valid."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 from reference import Clusters
 
-from sona import EwcPlusPlus, LoopCoordinator, Router, SonaConfig, SonaEngine
+from sona import EwcPlusPlus, LoopCoordinator, Router, SonaConfig, SonaEngine, phi
 from sona.cli import main
 from sona.config import SonaConfig as Config
 from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError, SonaWarning
@@ -18,6 +20,7 @@ from sona.loops.journal import decode_state, encode_state
 from sona.loops.memory import Memory, state_name
 from sona.memory import DreamGate, EdgeKind, MemoryConsolidator, MemoryGraph, NodeKind, Propagation
 from sona.patterns import PatternConfig
+from sona.report.plots import draw_partition, draw_quality
 from sona.store import SqliteStore
 
 D, K = 20, 6
@@ -594,10 +597,12 @@ def test_dream_is_a_deep_cycle_over_a_store(world: Clusters, path: Path, capsys:
     report = json.loads(capsys.readouterr().out)
     assert (report["status"], report["dreams_generated"]) == ("completed", 7)
     assert report["memory"]["nodes"] == {"pattern": K, "memory": 1, "episode": report["nodes"] - K - 1}
-    assert {file.name for file in (tmp_path / "pictures").iterdir()} == {"dream.png", "partition.png", "patterns.png", "quality.png"}
+    pictures = {str(tmp_path / "pictures" / f"{name}.png") for name in ("dream", "partition", "patterns", "quality")}
+    assert set(report["figures"]) == pictures == {str(file) for file in (tmp_path / "pictures").iterdir()}
     assert main(["dream", str(path)]) == 0
     out = capsys.readouterr().out
-    assert f"{K} patterns, 1 of users" in out
+    assert f"({K} patterns, 1 memory, " in out
+    assert "figures" not in out
     assert main(["inspect", str(path)]) == 0
     assert "memory of" in capsys.readouterr().out
     with make_router(world, path) as router:
@@ -626,6 +631,49 @@ def test_dream_without_time_or_memory(world: Clusters, path: Path, capsys: pytes
     with make_router(world, path):
         pass
     assert main(["dream", str(path), "--out", str(tmp_path / "pictures")]) == 0
-    assert "completed" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "completed" in out
+    assert "0 nodes" in out
+    assert "dreams      none" in out
+    assert not list((tmp_path / "pictures").iterdir())  # there is nothing to draw
     assert main(["dream", str(path), "--duration", "0"]) == 0
-    assert f"cut: {STAGES[0]}" in capsys.readouterr().out
+    assert f"cut: {STAGES[0]} (out of time)" in capsys.readouterr().out
+
+
+def test_figures_that_cannot_be_drawn_are_refused_before_the_cycle(
+    world: Clusters, path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned(world, path)
+    (tmp_path / "file").write_text("")
+    assert main(["dream", str(path), "--out", str(tmp_path / "file")]) == 1
+    assert "file" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["dream", str(path), "--out", str(tmp_path / "pictures")]) == 1
+    assert "pip install 'sona[plot]'" in capsys.readouterr().err
+    with make_router(world, path) as router:
+        assert router.engine.memory.graph.cycle == 0
+
+
+# ---- figures ----
+
+
+def test_a_partition_is_drawn_of_whatever_phi_takes(tmp_path: Path) -> None:
+    graph = networkx.Graph([("a", "b", {"weight": 2.0}), ("b", "c", {"weight": 1.0})])
+    matrix = networkx.to_numpy_array(graph)
+    for number, (given, labels) in enumerate(((graph, None), (matrix, "abc"), (matrix.tolist(), "abc"))):
+        draw_partition(given, phi(given), tmp_path / f"{number}.png", labels=labels)
+    drawn = {(tmp_path / f"{number}.png").read_bytes() for number in range(3)}
+    assert len(drawn) == 1  # the same names at the same places
+    with pytest.raises(SonaValueError, match="phi: expected a cut of these 3 nodes"):
+        draw_partition(graph, phi(matrix), tmp_path / "wrong.png")
+    with pytest.raises(SonaValueError, match="labels: expected 3, got 2"):
+        draw_partition(graph, phi(graph), tmp_path / "wrong.png", labels="ab")
+    assert not (tmp_path / "wrong.png").exists()
+
+
+def test_what_a_memory_became_is_drawn_from_no_cycle_on(tmp_path: Path) -> None:
+    engine = SonaEngine(SonaConfig(hidden_dim=D))
+    for number in range(3):
+        draw_quality(engine.memory.history, tmp_path / f"{number}.png")
+        engine.deep_learn()
+    assert all((tmp_path / f"{number}.png").stat().st_size > 1000 for number in range(3))

@@ -262,6 +262,14 @@ def test_a_terminal_gets_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatc
     assert drawn[-1].startswith(f"[{'#' * 16}] 100/100")
 
 
+def test_a_few_steps_are_all_seen_where_that_is_asked_for() -> None:
+    out = Terminal()
+    with Progress(3, stream=out, clock=Clock(), redraw=0.0) as bar:
+        for done, stage in enumerate(("one", "two", "three")):
+            bar.update(done, stage)
+    assert [line.split()[-1] for line in out.getvalue().strip().split("\r")] == ["one", "two", "three"]
+
+
 def test_elsewhere_a_line_every_few_seconds() -> None:
     out, clock = io.StringIO(), Clock()
     with Progress(1000, stream=out, clock=clock) as bar:
