@@ -102,6 +102,17 @@ def test_patterns_whose_requests_succeed_grow_stronger_and_the_others_weaker(wor
     assert graph.strength[patterns][good].min() > 0.5 > graph.strength[patterns][~good].max()
 
 
+def test_the_leaves_of_the_patterns_hierarchy_are_nodes(world: Clusters) -> None:
+    router = make_router(world)
+    serve(router, world, 250)
+    router.background_learn()
+    router.deep_learn()
+    graph, tree = router.engine.memory.graph, router.engine.patterns.hierarchy()
+    leaves = [graph.find(id, NodeKind.PATTERN) for id in tree.ids.tolist()]
+    assert len(leaves) == K
+    assert sorted(leaves) == sorted(graph.ids[graph.kinds == NodeKind.PATTERN].tolist())
+
+
 def test_patterns_are_joined_by_the_requests_that_activate_them(world: Clusters) -> None:
     """Only rewarded requests: where nothing succeeds nothing is joined."""
     for reward, joined in ((1.0, True), (0.0, False)):
