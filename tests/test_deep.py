@@ -1,13 +1,16 @@
 """Promises of the deep loop: it takes in what was learned, changes nothing that is served, loses nothing in use; a cut leaves it valid."""
 
 import json
+import random
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import networkx
 import numpy as np
 import pytest
+from crash import killed
 from reference import Clusters
 
 from sona import EwcPlusPlus, LoopCoordinator, Router, SonaConfig, SonaEngine, phi
@@ -663,6 +666,36 @@ def test_figures_that_cannot_be_drawn_are_refused_before_the_cycle(
     assert "pip install 'sona[plot]'" in capsys.readouterr().err
     with make_router(world, path) as router:
         assert router.engine.memory.graph.cycle == 0
+
+
+# ---- kills ----
+
+
+def dream_on(path: str, acknowledge: Connection, seed: int) -> None:
+    """Serves, remembers and has deep cycles, each of which is acknowledged with the memory's size."""
+    world = Clusters(seed % 1000)
+    with make_router(world, Path(path)) as router:
+        memory = router.engine.memory
+        while True:
+            acknowledge.send((memory.graph.cycle, len(memory)))
+            memory.add(world.draw()[0], {"cycle": memory.graph.cycle})
+            serve(router, world, 20)
+            assert router.deep_learn().status == "completed"
+
+
+def test_a_kill_leaves_the_memory_of_before_or_after_a_cycle(path: Path) -> None:
+    rng, size = random.Random(5), {}
+    for _ in range(6):
+        acknowledged = killed(dream_on, path, rng, 0.5)
+        size.update(acknowledged)
+        with make_router(Clusters(0), path) as router:  # a damaged one would warn
+            memory = router.engine.memory
+            assert acknowledged[-1][0] <= memory.graph.cycle <= acknowledged[-1][0] + 1
+            assert memory.graph.cycle == len(memory.history)
+            notes = [memory.graph.data(id) for id in memory.graph.ids[memory.graph.kinds == NodeKind.MEMORY].tolist()]
+            assert sorted(note["cycle"] for note in notes) == list(range(memory.graph.cycle))
+            assert len(memory) == size.get(memory.graph.cycle, len(memory))
+    assert len(size) > 6
 
 
 # ---- figures ----
