@@ -13,7 +13,7 @@ from sona.memory.checks import Kinds, whole
 from sona.memory.csr import Csr, Longs
 from sona.memory.kinds import EdgeKind, NodeKind
 from sona.memory.nodes import COLUMNS, Nodes
-from sona.memory.snapshot import GraphSnapshot, by_kind
+from sona.memory.snapshot import GraphSnapshot
 
 T = TypeVar("T")
 
@@ -117,7 +117,8 @@ class Readable:
         with self._lock:
             i, j = self.positions([u, v]).tolist()
             column, kind, weight = self._adjacency.row(i)
-            return by_kind(column == j, kind, weight)
+            own = column == j
+            return {EdgeKind(k): w for k, w in zip(kind[own].tolist(), weight[own].tolist(), strict=True)}
 
     def edges(self, kind: EdgeKind | None = None) -> tuple[Longs, Longs, Floats]:
         """Ends, as ids, and weight of every edge, each once; with `kind`, of those of one kind."""

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sona._arrays import Floats
 from sona.errors import SonaValueError
@@ -64,9 +63,6 @@ class GraphSnapshot:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __contains__(self, id: int) -> bool:
-        return bool((self.ids == id).any())
-
     @property
     def dim(self) -> int:
         return int(self.vectors.shape[1])
@@ -101,14 +97,3 @@ class GraphSnapshot:
         if kind is not None:
             once &= self.edge_kinds[entries] == kind
         return self.ids[row[once]], self.ids[column[once]], self._csr.weight[entries[once]]
-
-    def edge(self, u: int, v: int) -> dict[EdgeKind, float]:
-        """Weights of the edges between two ids, by kind."""
-        i, j = self.position(u), self.position(v)
-        at = slice(self._csr.start[i], self._csr.stop[i])
-        return by_kind(self._csr.column[at] == j, self.edge_kinds[at], self._csr.weight[at])
-
-
-def by_kind(own: npt.NDArray[np.bool_], kinds: Kinds, weights: Floats) -> dict[EdgeKind, float]:
-    """Weights of `own` entries by their kinds."""
-    return {EdgeKind(int(kind)): float(weight) for kind, weight in zip(kinds[own], weights[own], strict=True)}
