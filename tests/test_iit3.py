@@ -385,6 +385,27 @@ def test_a_state_by_state_matrix_is_the_same_system() -> None:
     assert sona.iit3(whole, None, (0, 1, 0)).phi == pytest.approx(sona.iit3(tpm, None, (0, 1, 0)).phi, abs=1e-12)
 
 
+def test_rounding_makes_no_dependence_and_no_work() -> None:
+    """A sparse system of seven nodes: as a state-by-state matrix, and with noise where cm has no connection."""
+    s, before = states(7), np.eye(7, k=1) + np.eye(7, k=-6)
+    tpm = np.where(np.roll(s, 1, axis=1), 0.9, 0.15)
+    want = sona.iit3(tpm, before, (0,) * 7)
+    whole = np.prod(np.where(s, tpm[:, None], 1 - tpm[:, None]), axis=2)
+    noise = np.random.default_rng(8).uniform(-1e-13, 1e-13, tpm.shape)
+    for system, cm in ((whole, None), (tpm + noise, before)):
+        found = sona.iit3(system, cm, (0,) * 7)
+        assert found.phi == pytest.approx(want.phi, abs=1e-10)
+        assert [c.mechanism for c in found.concepts] == [c.mechanism for c in want.concepts]
+
+
+@pytest.mark.parametrize("change", [np.asfortranarray, lambda a: a.astype(">f4"), lambda a: np.repeat(a, 2, 1)[:, ::2], np.ma.asarray])
+def test_arrays_of_any_layout_and_type(change: Callable[[Array], Array]) -> None:
+    cm = np.array([[0.0, 0, 1], [1, 0, 1], [1, 1, 0]])
+    for nodes in (None, (0, 1, 2)):
+        assert sona.iit3(change(BASIC), change(cm), (1, 0, 0), nodes=nodes).phi == sona.iit3(BASIC, cm, (1, 0, 0)).phi
+    assert major_complex(change(BASIC), change(cm), (1, 0, 0)) is not None
+
+
 def test_a_part_sees_the_others_as_they_are() -> None:
     rng = np.random.default_rng(6)
     tpm = random_tpm(rng, 4, 10)

@@ -145,6 +145,9 @@ def _state_by_node(tpm: Any) -> Doubles:
         raise SonaValueError(f"tpm: expected state-by-state rows that sum to 1, got {sums[off.argmax()]:g} in row {off.argmax()}")
     one = np.arange(states)[:, None] >> np.arange(n) & 1  # (2^n, n) node i in state s
     nodes = np.clip(array @ one, 0, 1)
+    for i in range(n):  # sums over the same chances in another order are no dependence
+        other = nodes[np.arange(states) ^ 1 << i]
+        _forget(nodes, i, (np.abs(nodes - other) <= states * np.finfo(np.float64).eps * np.maximum(nodes, other)).all(axis=0))
     product = np.ones_like(array)
     for i in range(n):
         product *= np.where(one[:, i], nodes[:, i, None], 1 - nodes[:, i, None])
@@ -154,6 +157,11 @@ def _state_by_node(tpm: Any) -> Doubles:
             f"that differs by {off.max():.2g} from the product over its nodes"
         )
     return np.ascontiguousarray(nodes)
+
+
+def _forget(chances: Doubles, node: int, of: npt.NDArray[np.bool_]) -> None:
+    """The chances of these nodes are the same whatever `node` was, to the last bit: they differ by rounding, which would make work."""
+    chances[:, of] = (chances[:, of] + chances[np.arange(len(chances)) ^ 1 << node][:, of]) / 2
 
 
 def _network(tpm: Any, cm: Any, state: Any) -> _Network:
@@ -174,7 +182,8 @@ def _network(tpm: Any, cm: Any, state: Any) -> _Network:
         if (depends & (connections[i] == 0)).any():
             j = int((depends & (connections[i] == 0)).argmax())
             raise SonaValueError(f"cm: expected a connection from node {i} to node {j}, whose chances in tpm depend on it, got 0")
-    return _Network(chances, connections.astype(np.uint8), tuple(int(value) for value in values))
+        _forget(chances, i, connections[i] == 0)
+    return _Network(chances, np.ascontiguousarray(connections, np.uint8), tuple(int(value) for value in values))
 
 
 def _members(mask: int, nodes: Nodes) -> Nodes:
