@@ -378,9 +378,10 @@ def test_networkx_graphs_by_their_own_names() -> None:
     assert phi(nx.Graph(cycle), directed=True).value == pytest.approx(phi(complete(3)).value)
     parallel = nx.MultiGraph([(0, 1), (1, 0), (1, 2), (2, 2)])
     assert phi(parallel) == phi([[0, 2, 0], [2, 0, 1], [0, 1, 1]])
-    graph["a"]["b"]["weight"] = "heavy"
-    with pytest.raises(SonaTypeError, match="number as weight of the edge"):
-        phi(graph)
+    for weight in ("heavy", "3", 1j, np.complex64(1), 10**400, None, [1.0, 2.0]):
+        graph["a"]["b"]["weight"] = weight
+        with pytest.raises(SonaTypeError, match="number as weight of the edge"):
+            phi(graph)
     with pytest.raises(SonaValueError, match="expected 1 to 64 nodes, got 65"):
         phi(nx.complete_graph(65))
 
@@ -410,6 +411,7 @@ def test_networkx_graphs_by_their_own_names() -> None:
         (lambda: phi(complete(3), math.nan), SonaValueError, "alpha: expected a number in"),
         (lambda: phi(complete(3), "0.5"), SonaTypeError, "alpha: expected a number, got str"),  # type: ignore[arg-type]
         (lambda: phi(complete(3), True), SonaTypeError, "alpha: expected a number, got bool"),
+        (lambda: phi(complete(3), method=np.zeros(2)), SonaValueError, "method: expected 'auto', 'exhaustive' or"),  # type: ignore[arg-type]
         (lambda: phi(complete(3), method="greedy"), SonaValueError, "method: expected 'auto', 'exhaustive' or 'queyranne', got 'greedy'"),
         (lambda: phi(complete(3), normalise=True, method="queyranne"), SonaValueError, "not exact for it"),
         (
@@ -494,6 +496,12 @@ def test_parts_of_rows_with_gaps_and_parallel_entries() -> None:
         ({"nodes": [range(19)], "normalise": True}, SonaValueError, "expected 1 to 18 nodes with normalise"),
         ({"nodes": [[0.5, 1]]}, SonaTypeError, r"nodes\[0\]: expected an array of integers"),
         ({"nodes": [[[1, 2]]]}, SonaValueError, r"nodes\[0\]: expected shape \(n,\), got \(1, 2\)"),
+        ({"nodes": None}, SonaTypeError, "nodes: expected a row of integers for each part, got NoneType"),
+        ({"nodes": [[[1], [2, 3]]]}, SonaTypeError, r"nodes\[0\]: expected an array of integers, got list"),
+        ({"nodes": np.array([[0, 1 << 63]], np.uint64)}, SonaValueError, r"nodes: expected numbers that int64 holds, got 9223372036854775808"),
+        ({"nodes": [np.array([1 << 63], np.uint64)]}, SonaValueError, r"nodes\[0\]: expected numbers that int64 holds"),
+        ({"column": 1 << 32}, SonaValueError, "column: expected numbers that int32 holds, got 42949"),
+        ({"weight": 1e300}, SonaValueError, r"nodes\[0\], by the order of its nodes: expected finite weights, got inf"),
         ({"alpha": 2}, SonaValueError, "alpha"),
         ({"start": np.zeros(300)}, SonaTypeError, "start: expected an array of integers, got dtype float64"),
         ({"start": np.zeros(299, dtype=int)}, SonaValueError, r"stop: expected shape \(299,\) as start has, got \(300,\)"),
@@ -510,8 +518,21 @@ def test_what_parts_are_refused(change: dict[str, Any], error: type[Exception], 
     start, stop, column, weight = arrays(graph)
     given = {"start": start, "stop": stop, "column": column, "weight": weight, "nodes": [range(60), [0, 1]], **change}
     if isinstance(change.get("weight"), float):
-        given["weight"] = np.full_like(weight, change["weight"])
+        given["weight"] = np.full(len(weight), change["weight"])
     elif isinstance(change.get("weight"), str):
         given["weight"] = np.linspace(1, 2, len(weight), dtype=np.float32)
+    if isinstance(change.get("column"), int):
+        given["column"] = column.astype(np.int64) + change["column"]
     with pytest.raises(error, match=message):
         phi_of_subgraphs(**given)
+
+
+def test_parts_of_arrays_of_any_layout_and_type(rng: np.random.Generator) -> None:
+    start, stop, column, weight = arrays(neighbours(rng, 60, 6))
+    want = phi_of_subgraphs(start, stop, column, weight, [range(20), [7, 3]])
+    shifted = np.frombuffer(b"." + weight.tobytes(), dtype=np.float32, offset=1)
+    assert not shifted.flags.aligned
+    for change in (list, np.ma.asarray, lambda a: a.astype(">i8"), lambda a: np.repeat(a, 3)[::3], lambda a: a.astype(np.uint64)):
+        for w in (weight, weight.astype(">f8"), weight.astype(np.longdouble), shifted):
+            found = phi_of_subgraphs(change(start), change(stop), change(column), w, [change(np.arange(20)), change(np.array([7, 3]))])
+            np.testing.assert_array_equal(found, want)

@@ -150,14 +150,15 @@ sona_status sona_phi_cut(const double *w, size_t n, const sona_phi_options *opti
 static size_t distinct(const sona_phi_graph *graph, const int64_t *member, int64_t count, int64_t *node) {
   size_t n = 0;
   for (int64_t k = 0; k < count; k++) {
-    if (member[k] < 0) continue;
-    if ((uint64_t)member[k] >= graph->nodes) return 0;
+    const int64_t id = member[k]; /* read once: what was checked is what is used */
+    if (id < 0) continue;
+    if ((uint64_t)id >= graph->nodes) return 0;
     size_t at = n;
-    while (at > 0 && node[at - 1] > member[k]) at--;
-    if (at > 0 && node[at - 1] == member[k]) continue;
+    while (at > 0 && node[at - 1] > id) at--;
+    if (at > 0 && node[at - 1] == id) continue;
     if (n == SONA_PHI_NODES) return 0;
     memmove(node + at + 1, node + at, (n++ - at) * sizeof *node);
-    node[at] = member[k];
+    node[at] = id;
   }
   return n;
 }

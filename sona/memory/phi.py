@@ -153,7 +153,7 @@ def _checked(alpha: Any, normalise: Any, method: Any) -> int:
         raise SonaTypeError(f"alpha: expected a number, got {type(alpha).__name__}")
     if not 0 < alpha <= _phi.ALPHA:
         raise SonaValueError(f"alpha: expected a number in (0, {_phi.ALPHA}], got {alpha}")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise SonaValueError(f"method: expected 'auto', 'exhaustive' or 'queyranne', got {method!r}")
     if normalise and method == "queyranne":
         raise SonaValueError("method: expected 'auto' or 'exhaustive' with normalise, got 'queyranne', which is not exact for it")
@@ -179,8 +179,10 @@ def _dense(weights: Any, labels: tuple[Hashable, ...] | None) -> Any:
         for source, target, weight in weights.edges(data="weight", default=1):
             i, j = place[source], place[target]
             try:
-                matrix[i, j] += weight
-            except (TypeError, ValueError):
+                if isinstance(weight, str) or np.iscomplexobj(weight):
+                    raise TypeError
+                matrix[i, j] += float(weight)
+            except (TypeError, ValueError, OverflowError):
                 raise SonaTypeError(f"weights: expected a number as weight of the edge {(source, target)}, got {weight!r}") from None
             if i != j and not weights.is_directed():
                 matrix[j, i] = matrix[i, j]
@@ -227,12 +229,20 @@ def _refusal(w: F64, directed: bool, name: str) -> Exception:
 
 
 def _vector(value: npt.ArrayLike, dtype: Any, name: str, kinds: str = "iu") -> npt.NDArray[Any]:
-    array = np.asarray(value)
+    wanted = "integers" if kinds == "iu" else "numbers"
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise SonaTypeError(f"{name}: expected an array of {wanted}, got {type(value).__name__} ({error})") from None
     if array.dtype.kind not in kinds and array.size:
-        raise SonaTypeError(f"{name}: expected an array of {'integers' if kinds == 'iu' else 'numbers'}, got dtype {array.dtype}")
+        raise SonaTypeError(f"{name}: expected an array of {wanted}, got dtype {array.dtype}")
     if array.ndim != 1:
         raise SonaValueError(f"{name}: expected shape (n,), got {array.shape}")
-    return np.ascontiguousarray(array, dtype=dtype)
+    with np.errstate(over="ignore"):
+        result = np.require(array, dtype, ["C", "A"])
+    if wanted == "integers" and not np.can_cast(array.dtype, dtype) and (beyond := result != array).any():
+        raise SonaValueError(f"{name}: expected numbers that {np.dtype(dtype)} holds, got {array[beyond][0]}")
+    return result
 
 
 def _rows(nodes: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -240,7 +250,11 @@ def _rows(nodes: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     if isinstance(nodes, np.ndarray) and nodes.ndim == 2:
         member = _vector(nodes.reshape(-1), np.int64, "nodes")
         return member, np.arange(len(nodes) + 1, dtype=np.int64) * nodes.shape[1]
-    rows = [_vector(row, np.int64, f"nodes[{k}]") for k, row in enumerate(nodes)]
+    try:
+        given = iter(nodes)
+    except TypeError:
+        raise SonaTypeError(f"nodes: expected a row of integers for each part, got {type(nodes).__name__}") from None
+    rows = [_vector(row, np.int64, f"nodes[{k}]") for k, row in enumerate(given)]
     offset = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in rows], out=offset[1:])
     return np.concatenate([*rows, np.empty(0, dtype=np.int64)]), offset
