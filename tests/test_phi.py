@@ -498,7 +498,11 @@ def test_parts_of_rows_with_gaps_and_parallel_entries() -> None:
         ({"nodes": [[[1, 2]]]}, SonaValueError, r"nodes\[0\]: expected shape \(n,\), got \(1, 2\)"),
         ({"nodes": None}, SonaTypeError, "nodes: expected a row of integers for each part, got NoneType"),
         ({"nodes": [[[1], [2, 3]]]}, SonaTypeError, r"nodes\[0\]: expected an array of integers, got list"),
-        ({"nodes": np.array([[0, 1 << 63]], np.uint64)}, SonaValueError, r"nodes: expected numbers that int64 holds, got 9223372036854775808"),
+        (
+            {"nodes": np.array([[0, 1 << 63]], np.uint64)},
+            SonaValueError,
+            r"nodes: expected numbers that int64 holds, got 9223372036854775808",
+        ),
         ({"nodes": [np.array([1 << 63], np.uint64)]}, SonaValueError, r"nodes\[0\]: expected numbers that int64 holds"),
         ({"column": 1 << 32}, SonaValueError, "column: expected numbers that int32 holds, got 42949"),
         ({"weight": 1e300}, SonaValueError, r"nodes\[0\], by the order of its nodes: expected finite weights, got inf"),

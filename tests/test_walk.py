@@ -1,6 +1,8 @@
 """Walks follow the weights, are the same every time, and a graph taken over is the graph that was given."""
 
+import signal
 import threading
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import coo_matrix, csr_array
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
 
 from sona.errors import SonaTypeError, SonaValueError
 from sona.memory import Csr, walks
@@ -59,6 +61,21 @@ def test_a_graph_comes_back_as_the_matrix_it_was_made_from(weights: Array) -> No
             np.testing.assert_allclose(csr.cumulative[own], np.cumsum(csr.weight[own], dtype=np.float64), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["f2", ">f4", ">f8", "g", "i1", ">i8", "u8", "?"])
+def test_a_matrix_of_any_type_and_layout(dtype: str) -> None:
+    weights = (random_weights(9, 0.5, 4) > 0).astype(dtype)
+    strided = np.zeros((18, 27), dtype)
+    strided[::2, ::3] = weights
+    for given in (weights, np.asfortranarray(weights), strided[::2, ::3], np.ma.asarray(weights)):
+        np.testing.assert_array_equal(Csr.of(given).matrix().toarray(), weights.astype(np.float32))
+
+
+def test_rows_of_other_lengths_than_the_entries_are_refused() -> None:
+    for degree in ([3], [-1, 3], [1 << 40]):
+        with pytest.raises(SonaValueError, match="rows: expected"):
+            Csr.sorted(np.array(degree), np.zeros(2, np.int32), np.ones(2, np.float32))
+
+
 def test_a_networkx_graph_keeps_its_order_of_nodes_whatever_they_are() -> None:
     graph = nx.Graph()
     graph.add_edge("b", ("x", 1), strength=2.0)
@@ -91,6 +108,7 @@ def _half(graph: Any) -> Array:
         ([[0, 1, 1], [1, 0, 1]], SonaValueError),
         ([1, 2], SonaValueError),
         ([["a"]], SonaTypeError),
+        ([[0], [0, 1]], SonaTypeError),
         ([[1j]], SonaTypeError),
     ],
 )
@@ -172,6 +190,17 @@ def test_parallel_entries_count_as_one_edge() -> None:
         assert chisquare(np.bincount(found)[1:], 40_000 * np.array([odds, 1]) / (odds + 1)).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("options", [{}, {"revisit": 0.2}, {"temperature": 0.5}, {"temperature": 3.0, "revisit": 0.2}])
+def test_weights_whose_sum_is_beyond_float32_are_weights_all_the_same(options: dict[str, float]) -> None:
+    weights = np.zeros((4, 4))
+    weights[0, 1:] = weights[1:, 0] = [2, 3, 1]
+    starts = np.zeros(20_000, np.int64)
+    plain, huge = (np.bincount(walks(Csr.of(w), starts, 4, seed=3, **options)[:, 3], minlength=4) for w in (weights, weights * 1.1e38))
+    possible = plain > 0
+    assert not huge[~possible].any()
+    assert chi2_contingency([plain[possible], huge[possible]]).pvalue > 1e-4
+
+
 def test_jumps_reach_every_node_alike_and_restarts_only_the_start() -> None:
     csr = Csr.of(np.zeros((50, 50)))
     found = walks(csr, np.full(50_000, 3), 2, seed=2, jump=1.0)[:, 1]
@@ -188,6 +217,21 @@ def test_walks_run_beside_each_other() -> None:
     for thread in threads:
         thread.join()
     assert all((found[i] == expected).all() for i in range(4))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+def test_a_signal_ends_a_long_call() -> None:
+    csr, starts, begun = Csr.of(random_weights(60, 0.3, 1)), np.zeros(200_000, np.int32), time.perf_counter()
+    walks(csr, starts, 30, seed=1)
+    whole, before = time.perf_counter() - begun, signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, whole / 20)
+        begun = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            walks(csr, starts, 30, seed=1)
+        assert time.perf_counter() - begun < whole / 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +255,13 @@ def test_arguments_out_of_range_are_named(options: dict[str, Any]) -> None:
     csr = Csr.of(random_weights(5, 1, 1))
     with pytest.raises(SonaValueError, match=f"{next(iter(options))}.*: expected" if "jump" not in options else "restart, jump"):
         walks(csr, **({"starts": [0], "length": 3, "seed": 1} | options))
-    with pytest.raises(SonaTypeError, match="starts"):
-        walks(csr, [0.5], 3, seed=1)
+    for wrong in ([0.5], [[0], [0, 1]], None, ["a"]):
+        with pytest.raises(SonaTypeError, match="starts"):
+            walks(csr, wrong, 3, seed=1)
+    with pytest.raises(SonaTypeError, match="seed"):
+        walks(csr, [0], 3, seed=1.5)  # type: ignore[arg-type]
+    for dtype in (">i2", np.uint64, np.int8):
+        np.testing.assert_array_equal(walks(csr, np.array([1, 9, 3, 9], dtype)[::2], 3, seed=1), walks(csr, [1, 3], 3, seed=1))
 
 
 def test_a_broken_graph_is_refused_and_read_no_further() -> None:
@@ -228,6 +277,15 @@ def test_a_broken_graph_is_refused_and_read_no_further() -> None:
     ):
         with pytest.raises(SonaValueError, match="csr: "):
             walks(broken, np.arange(5), 5, seed=1)
+    for other in (
+        None,
+        Csr(csr.start.astype(np.int32), csr.stop, csr.column, csr.weight, csr.cumulative),  # type: ignore[arg-type]
+        Csr(csr.start, csr.stop, csr.column, csr.weight, csr.cumulative.astype(">f4")),
+        Csr(csr.start, csr.stop, csr.column, np.repeat(csr.weight, 2)[::2], csr.cumulative),
+        Csr(csr.start, csr.stop, csr.column, csr.weight.tolist(), csr.cumulative),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(SonaTypeError, match="csr: expected a Csr"):
+            walks(other, np.arange(5), 5, seed=1)  # type: ignore[arg-type]
 
 
 def test_no_walks_and_no_nodes_are_fine() -> None:

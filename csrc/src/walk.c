@@ -1,5 +1,6 @@
 #include "sona/walk.h"
 
+#include <float.h>
 #include <string.h>
 
 #include "random.h"
@@ -174,6 +175,7 @@ static int32_t along_an_edge(walker *w, lane *l) {
   const double total = (double)g->cumulative[stop - 1], count = (double)(stop - start);
   if (!(total > 0)) return NOWHERE;
   const double largest = w->exponent == 1 ? 0 : largest_weight(g, start, stop);
+  if (total > (double)FLT_MAX) return from_sum(w, l, start, stop, largest); /* running sums are infinite, those in double are not */
   for (int tries = 0; tries < TRIES; tries++) {
     const double u = sona_random_uniform(&l->random);
     const int64_t j = start + (w->exponent < 1 ? (int64_t)(u * count) : (int64_t)search(g->cumulative + start, (size_t)count, u * total));

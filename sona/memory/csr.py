@@ -95,11 +95,16 @@ class Csr:
         """
         from scipy.sparse import coo_matrix, issparse
 
-        given = matrix if issparse(matrix) else np.asarray(matrix)
+        try:
+            given = matrix if issparse(matrix) else np.asarray(matrix)
+        except ValueError as error:
+            raise SonaTypeError(f"matrix: expected an array of numbers, got {type(matrix).__name__} ({error})") from None
         if given.dtype.kind not in "fiub":
             raise SonaTypeError(f"matrix: expected real numbers, got dtype {given.dtype}")
         if len(given.shape) != 2 or given.shape[0] != given.shape[1]:
             raise SonaValueError(f"matrix: expected shape (n, n), got {given.shape}")
+        if not issparse(given) and (given.dtype == np.float16 or not given.dtype.isnative):  # scipy takes neither
+            given = given.astype(np.float64)
         found = coo_matrix(given)
         found.sum_duplicates()
         with np.errstate(over="ignore"):
@@ -148,7 +153,7 @@ class Csr:
             except KeyError:  # some edges have none
                 attributes = compress(chain.from_iterable(map(dict.values, rows.values())), once.tolist())
                 weights = np.fromiter((about.get(weight, default) for about in attributes), np.float64, len(u))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise SonaTypeError(f"graph: expected numbers as edge attribute {weight!r} ({error})") from None
         with np.errstate(over="ignore"):
             single = weights.astype(np.float32)
@@ -162,7 +167,7 @@ class Csr:
 
     @classmethod
     def sorted(cls, degree: Longs, column: npt.NDArray[np.integer[Any]], weight: Floats, version: int = 0) -> Self:
-        """From rows of these lengths, one behind the other, whose columns ascend; unchecked."""
+        """From rows of these lengths, one behind the other, whose columns ascend; of that nothing is checked but that their lengths fit."""
         stop = np.cumsum(degree, dtype=np.int64)
         start = stop - degree
         cumulative = np.empty(len(weight), np.float32)

@@ -33,7 +33,7 @@ typedef struct sona_walk_graph {
   const int64_t *stop;     /* (nodes,) */
   const int32_t *column;   /* (entries,) neighbours */
   const float *weight;     /* (entries,) finite, >= 0 */
-  const float *cumulative; /* (entries,) running sums of weight within each row, see sona_walk_cumulate */
+  const float *cumulative; /* (entries,) running sums of weight within each row, see sona_walk_cumulate; infinity beyond FLT_MAX */
 } sona_walk_graph;
 
 typedef struct sona_walk_options {
