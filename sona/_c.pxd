@@ -10,6 +10,7 @@ cdef extern from "sona/sona.h" nogil:
         SONA_ENOMEM
         SONA_EFULL
         SONA_ENONFINITE
+        SONA_ESTOPPED
 
     const char *sona_version()
     const char *sona_status_str(sona_status status)
@@ -370,7 +371,8 @@ cdef extern from "sona/iit3.h" nogil:
     sona_status sona_iit3_check(uint32_t n, const double *tpm, const uint8_t *cm)
     int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state)
     uint64_t sona_iit3_work(uint32_t n, const double *tpm)
-    sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, sona_iit3_result *result)
+    sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, int (*stop)(void *) noexcept nogil,
+                          void *context, sona_iit3_result *result)
     sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance)
 
 # ---- sona/phi.h ----

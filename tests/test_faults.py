@@ -416,10 +416,13 @@ EVERY_ALLOCATION_FAILS = r"""
 #include <stdio.h>
 #include <string.h>
 
+#include "sona/iit3.h"
 #include "sona/pending.h"
+#include "sona/phi.h"
 #include "sona/ring.h"
+#include "sona/walk.h"
 
-enum { DIM = 12, ARMS = 20, ROUNDS = 90, REST = 6 };
+enum { DIM = 12, ARMS = 20, ROUNDS = 90, REST = 13 };
 
 void *__real_sona_calloc(size_t count, size_t size);
 void __real_sona_free(void *memory);
@@ -472,6 +475,54 @@ static int add(sona_policy *policy, int expected) {
   return row != expected;
 }
 
+/* Memory that fails leaves what the call writes as it was: below 0. */
+#define UNTOUCHED(call, value) \
+  if ((call) == SONA_ENOMEM) { \
+    failures++;                \
+    if ((value) >= 0) return 1; \
+  }
+
+/* A ring of six nodes with a node that is left for the walk to sum, and its Phi by both theories. */
+static int measure(float to[7]) {
+  enum { N = 6, ENTRIES = 2 * N, LENGTH = 40 };
+  static sona_iit3_result result;
+  int64_t start[N], stop[N], member[N], offset[2] = {0, N};
+  int32_t column[ENTRIES], starts[9] = {0}, path[9 * LENGTH];
+  float weight[ENTRIES], cumulative[ENTRIES];
+  double w[N * N] = {0}, tpm[12] = {0.1, 0.1, 0.1, 0.2, 0.9, 0.1, 0.9, 0.2, 0.1, 0.9, 0.1, 0.9}, bits = -1, total, distance;
+  const uint8_t cm[4] = {1, 1, 1, 1};
+  for (int i = 0; i < N; i++) {
+    start[i] = 2 * i;
+    stop[i] = 2 * i + 2;
+    member[i] = i;
+    for (int k = 0; k < 2; k++) {
+      column[2 * i + k] = (i + (k ? 1 : N - 1)) % N;
+      weight[2 * i + k] = w[i * N + column[2 * i + k]] = k ? 1 + i : 1 + (i + N - 1) % N;
+    }
+  }
+  sona_walk_cumulate(start, stop, N, weight, cumulative);
+  const sona_walk_graph walked = {N, ENTRIES, start, stop, column, weight, cumulative};
+  const sona_walk_options o = {.length = LENGTH, .seed = 3, .temperature = 0.01, .revisit = 0.01, .jump = 0.1};
+  const sona_phi_graph graph = {N, ENTRIES, start, stop, column, weight};
+  const sona_phi_options p = {.alpha = 0.85};
+  sona_phi whole = {.value = -1}, part = {.value = -1};
+  size_t failed;
+  TRY(sona_walk(&walked, &o, starts, 0, 9, path));
+  result.phi = -1;
+  UNTOUCHED(sona_phi_compute(w, N, &p, &whole), whole.value)
+  TRY(sona_phi_compute(w, N, &p, &whole));
+  UNTOUCHED(sona_phi_cut(w, N, &p, 3, &bits, &total), bits)
+  TRY(sona_phi_cut(w, N, &p, 3, &bits, &total));
+  TRY(sona_phi_subgraphs(&graph, member, offset, 1, &p, &part, &failed));
+  UNTOUCHED(sona_iit3(2, tpm, cm, 0, SONA_IIT3_WORK, NULL, NULL, &result), result.phi)
+  TRY(sona_iit3(2, tpm, cm, 0, SONA_IIT3_WORK, NULL, NULL, &result));
+  TRY(sona_iit3_distance(2, tpm, tpm + 4, &distance));
+  for (int i = 0; i < 9 * LENGTH; i++) to[0] += (float)((i % 31) * path[i]);
+  const double rest[6] = {whole.value, bits, total, part.value, result.phi, distance};
+  for (int i = 0; i < 6; i++) to[i + 1] = (float)rest[i];
+  return 0;
+}
+
 static int live_once(sona_precondition precondition, float result[ARMS + REST]) {
   sona_adapter *adapter = NULL;
   sona_instant *instant = NULL;
@@ -508,8 +559,9 @@ static int live_once(sona_precondition precondition, float result[ARMS + REST]) 
   TRY(sona_policy_route(policy, x, NULL, 0, result, &d));
   const sona_adapter_info info = sona_adapter_describe(adapter);
   const sona_calibration c = sona_instant_calibration(instant);
-  const float rest[REST] = {(float)info.total,  (float)info.truncations, (float)c.rewarded, (float)c.shown, (float)c.steps,
+  float rest[REST] = {(float)info.total,  (float)info.truncations, (float)c.rewarded, (float)c.shown, (float)c.steps,
                             (float)sona_policy_get_state(policy).requests};
+  if (measure(rest + REST - 7)) return 1;
   memcpy(result + ARMS, rest, sizeof rest);
   sona_policy_destroy(policy);
   sona_instant_destroy(instant);
@@ -546,7 +598,7 @@ int main(void) {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a linker with --wrap")
 def test_every_allocation_may_fail(tmp_path: Path) -> None:
-    """SONA_ENOMEM, nothing changed, nothing leaked, whichever allocation of adapter, instant step, policy, memory and ring it is."""
+    """SONA_ENOMEM, nothing changed, nothing leaked, whichever allocation of adapter, instant step, policy, memory, ring, walks and Phi it is."""
     cc = shutil.which("gcc") or shutil.which("cc")
     if cc is None:
         pytest.skip("no C compiler is installed")

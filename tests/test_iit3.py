@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -442,6 +444,23 @@ def test_six_nodes_and_a_sparse_seven() -> None:
     ring = np.roll(np.eye(7), 1, axis=1)
     assert sona.iit3(automaton(90, 6), None, (0,) * 6).phi > 0
     assert sona.iit3(np.roll(states(7), 1, axis=1), ring, (0, 1, 1, 0, 0, 0, 0)).phi > 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+def test_a_signal_ends_a_long_search() -> None:
+    s = states(6)
+    tpm = np.clip(0.8 * (np.roll(s, 1, axis=1) & np.roll(s, 2, axis=1)) + 0.1 * s + 0.05, 0, 1)
+    begun = time.perf_counter()
+    sona.iit3(tpm, None, (0,) * 6)
+    whole, before = time.perf_counter() - begun, signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, whole / 4)
+        begun = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            sona.iit3(tpm, None, (0,) * 6)
+        assert time.perf_counter() - begun < 0.7 * whole
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_threads_find_the_same() -> None:

@@ -66,8 +66,8 @@ def test_a_matrix_of_any_type_and_layout(dtype: str) -> None:
     weights = (random_weights(9, 0.5, 4) > 0).astype(dtype)
     strided = np.zeros((18, 27), dtype)
     strided[::2, ::3] = weights
-    for given in (weights, np.asfortranarray(weights), strided[::2, ::3], np.ma.asarray(weights)):
-        np.testing.assert_array_equal(Csr.of(given).matrix().toarray(), weights.astype(np.float32))
+    for same in (weights, np.asfortranarray(weights), strided[::2, ::3], np.ma.asarray(weights)):
+        np.testing.assert_array_equal(Csr.of(same).matrix().toarray(), weights.astype(np.float32))
 
 
 def test_rows_of_other_lengths_than_the_entries_are_refused() -> None:

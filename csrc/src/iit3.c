@@ -26,8 +26,9 @@ static search *allocate(uint32_t n) {
   return s;
 }
 
-sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, sona_iit3_result *result) {
-  const sona_status status = sona_iit3_check(n, tpm, cm);
+sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, int (*stop)(void *context),
+                      void *context, sona_iit3_result *result) {
+  sona_status status = sona_iit3_check(n, tpm, cm);
   if (status != SONA_OK) return status;
   if (state >> n || !sona_iit3_reachable(n, tpm, state)) return SONA_EINVAL;
   const int whole = n > 1 && sona_iit3_strongly_connected(n, cm);
@@ -44,9 +45,9 @@ sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t
   for (int size = 1; size <= (int)n; size++)
     for (const mask *m = s->order; *m; m++)
       if (bits(*m) == size && s->whole.concept[*m].phi > 0) result->concept[result->concepts++] = s->whole.concept[*m];
-  if (result->concepts) sona_iit3_find_cut(s, result);
+  if (result->concepts) status = sona_iit3_find_cut(s, stop, context, result);
   sona_free(s);
-  return SONA_OK;
+  return status;
 }
 
 sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance) {

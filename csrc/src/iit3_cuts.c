@@ -108,9 +108,10 @@ static double cut_distance(search *s, double most) {
   return t->rows && t->cols ? transport(s, from, to, most) : 0;
 }
 
-void sona_iit3_find_cut(search *s, sona_iit3_result *result) {
+sona_status sona_iit3_find_cut(search *s, int (*stop)(void *context), void *context, sona_iit3_result *result) {
   result->phi = HUGE_VAL;
   for (mask from = 1; from + 1 < s->states && result->phi > 0; from++) {
+    if (stop && stop(context)) return SONA_ESTOPPED;
     sona_iit3_find_severed(s, from);
     sona_iit3_find_concepts(s, &s->cut);
     double distance = cut_distance(s, result->phi + SONA_IIT3_RESOLUTION);
@@ -120,4 +121,5 @@ void sona_iit3_find_cut(search *s, sona_iit3_result *result) {
     result->phi = fmin(result->phi, distance);
     result->cut[result->cuts++] = (uint8_t)from;
   }
+  return SONA_OK;
 }

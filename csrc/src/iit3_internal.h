@@ -92,7 +92,7 @@ void sona_iit3_find_severed(search *s, mask from);
 
 void sona_iit3_find_concepts(search *s, view *v);
 
-/* Phi and the cuts that cost it, once the whole has its concepts. */
-void sona_iit3_find_cut(search *s, sona_iit3_result *result);
+/* Phi and the cuts that cost it, once the whole has its concepts.  SONA_OK or SONA_ESTOPPED. */
+sona_status sona_iit3_find_cut(search *s, int (*stop)(void *context), void *context, sona_iit3_result *result);
 
 #endif

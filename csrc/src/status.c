@@ -22,6 +22,7 @@ const char *sona_status_str(sona_status status) {
     case SONA_ENOMEM: return "out of memory, or a size that overflows";
     case SONA_EFULL: return "a bounded structure is full";
     case SONA_ENONFINITE: return "an input holds NaN or infinity";
+    case SONA_ESTOPPED: return "stopped by the caller";
   }
   return "unknown status";
 }

@@ -28,7 +28,7 @@ static void gates(double *tpm) {
 static void test_known_values(void) {
   double tpm[3 * THREE];
   gates(tpm);
-  CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, &result), SONA_OK);
+  CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_OK);
   CHECK_NEAR(result.phi, 2.3125, 1e-12);
   CHECK_EQ(result.concepts, 4);
   CHECK_EQ(result.cuts, 1);
@@ -42,7 +42,7 @@ static void test_known_values(void) {
   CHECK_NEAR(result.concept[2].phi, 1.0 / 3, 1e-12);
   for (int s = 0; s < THREE; s++)
     for (int i = 0; i < 3; i++) tpm[3 * s + i] = (s >> (i + 1) % 3 ^ s >> (i + 2) % 3) & 1;
-  CHECK_EQ(sona_iit3(3, tpm, every, 0, SONA_IIT3_WORK, &result), SONA_OK);
+  CHECK_EQ(sona_iit3(3, tpm, every, 0, SONA_IIT3_WORK, NULL, NULL, &result), SONA_OK);
   CHECK_NEAR(result.phi, 1.875, 1e-12);
   CHECK_EQ(result.cuts, 6);
 }
@@ -56,11 +56,11 @@ static void test_what_is_not_connected_has_none(void) {
     tpm[3 * s + 2] = s >> 1 & 1;
   }
   result.phi = result.concepts = result.cuts = 9;
-  CHECK_EQ(sona_iit3(3, tpm, chain, 5, SONA_IIT3_WORK, &result), SONA_OK);
+  CHECK_EQ(sona_iit3(3, tpm, chain, 5, SONA_IIT3_WORK, NULL, NULL, &result), SONA_OK);
   CHECK(result.phi == 0 && !result.concepts && !result.cuts);
-  CHECK_EQ(sona_iit3(3, tpm, every, 5, SONA_IIT3_WORK, &result), SONA_OK);
+  CHECK_EQ(sona_iit3(3, tpm, every, 5, SONA_IIT3_WORK, NULL, NULL, &result), SONA_OK);
   CHECK(result.phi == 0 && result.concepts);
-  CHECK_EQ(sona_iit3(1, alone, every, 1, SONA_IIT3_WORK, &result), SONA_OK);
+  CHECK_EQ(sona_iit3(1, alone, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_OK);
   CHECK(result.phi == 0 && !result.concepts && !result.cuts);
 }
 
@@ -70,18 +70,34 @@ static void test_refusals_change_nothing(void) {
   gates(tpm);
   result.phi = -1;
   const uint64_t before = sona_allocations();
-  CHECK_EQ(sona_iit3(0, tpm, every, 1, SONA_IIT3_WORK, &result), SONA_EINVAL);
-  CHECK_EQ(sona_iit3(SONA_IIT3_NODES + 1, tpm, every, 1, SONA_IIT3_WORK, &result), SONA_EINVAL);
-  CHECK_EQ(sona_iit3(3, tpm, every, 2, SONA_IIT3_WORK, &result), SONA_EINVAL); /* nothing leads there */
-  CHECK_EQ(sona_iit3(3, tpm, every, 8, SONA_IIT3_WORK, &result), SONA_EINVAL);
-  CHECK_EQ(sona_iit3(3, tpm, lacks, 1, SONA_IIT3_WORK, &result), SONA_EINVAL);
-  CHECK_EQ(sona_iit3(3, tpm, every, 1, sona_iit3_work(3, tpm) - 1, &result), SONA_EFULL);
+  CHECK_EQ(sona_iit3(0, tpm, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_EINVAL);
+  CHECK_EQ(sona_iit3(SONA_IIT3_NODES + 1, tpm, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_EINVAL);
+  CHECK_EQ(sona_iit3(3, tpm, every, 2, SONA_IIT3_WORK, NULL, NULL, &result), SONA_EINVAL); /* nothing leads there */
+  CHECK_EQ(sona_iit3(3, tpm, every, 8, SONA_IIT3_WORK, NULL, NULL, &result), SONA_EINVAL);
+  CHECK_EQ(sona_iit3(3, tpm, lacks, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_EINVAL);
+  CHECK_EQ(sona_iit3(3, tpm, every, 1, sona_iit3_work(3, tpm) - 1, NULL, NULL, &result), SONA_EFULL);
   tpm[7] = 1.5;
-  CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, &result), SONA_EINVAL);
+  CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_EINVAL);
   tpm[7] = NAN;
-  CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, &result), SONA_ENONFINITE);
+  CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_ENONFINITE);
   CHECK_EQ(sona_allocations(), before);
   CHECK(result.phi == -1);
+}
+
+static int countdown(void *context) {
+  int *left = context;
+  return (*left)-- == 0;
+}
+
+static void test_the_caller_may_stop_it_before_any_cut(void) {
+  double tpm[3 * THREE];
+  gates(tpm);
+  for (int cuts = 0; cuts < 8; cuts++) {
+    int left = cuts;
+    CHECK_EQ(sona_iit3(3, tpm, every, 1, SONA_IIT3_WORK, countdown, &left, &result), cuts < 6 ? SONA_ESTOPPED : SONA_OK);
+    CHECK_EQ(left, cuts < 6 ? -1 : cuts - 6); /* asked once a cut, of which there are 2^3 - 2 */
+  }
+  CHECK_NEAR(result.phi, 2.3125, 1e-12);
 }
 
 /* Every size runs, within its one block: up to four nodes dense, more in a noisy ring. */
@@ -93,7 +109,7 @@ static void test_sizes(void) {
     for (uint32_t s = 0; s < 1u << n; s++)
       for (uint32_t i = 0; i < n; i++) tpm[s * n + i] = n <= 4 ? uniform(&seed) : chance[s >> (i + 1) % n & 1];
     const uint64_t before = sona_allocations();
-    CHECK_EQ(sona_iit3(n, tpm, every, 1, SONA_IIT3_WORK, &result), SONA_OK);
+    CHECK_EQ(sona_iit3(n, tpm, every, 1, SONA_IIT3_WORK, NULL, NULL, &result), SONA_OK);
     CHECK_EQ(sona_allocations(), before + 1);
     CHECK(result.phi > 0);
     for (uint32_t c = 0; c < result.concepts; c++) {
@@ -146,6 +162,7 @@ int main(void) {
   test_known_values();
   test_what_is_not_connected_has_none();
   test_refusals_change_nothing();
+  test_the_caller_may_stop_it_before_any_cut();
   test_sizes();
   test_distances_are_metric();
   return check_done("iit3");

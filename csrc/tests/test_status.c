@@ -11,7 +11,7 @@ static void test_version(void) {
 }
 
 static void test_status_texts(void) {
-  static const sona_status all[] = {SONA_OK, SONA_EINVAL, SONA_ENOMEM, SONA_EFULL, SONA_ENONFINITE};
+  static const sona_status all[] = {SONA_OK, SONA_EINVAL, SONA_ENOMEM, SONA_EFULL, SONA_ENONFINITE, SONA_ESTOPPED};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     for (size_t j = 0; j < i; j++) CHECK(strcmp(sona_status_str(all[i]), sona_status_str(all[j])) != 0);
   }

@@ -1,9 +1,10 @@
 """IIT 3.0 over sona/iit3.h: arrays in, sets of nodes as bit masks out. sona.memory.iit3 checks what comes in and names the nodes."""
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from sona._c cimport (
-    SONA_EFULL, SONA_IIT3_NODES, SONA_IIT3_RESOLUTION, SONA_IIT3_WORK, sona_calloc, sona_free, sona_iit3, sona_iit3_concept,
+    SONA_EFULL, SONA_ESTOPPED, SONA_IIT3_NODES, SONA_IIT3_RESOLUTION, SONA_IIT3_WORK, sona_calloc, sona_free, sona_iit3, sona_iit3_concept,
     sona_iit3_distance, sona_iit3_reachable, sona_iit3_result, sona_iit3_side, sona_iit3_work, sona_status,
 )
 from sona._status cimport check
@@ -13,6 +14,17 @@ import numpy as np
 from sona.errors import SonaValueError
 
 NODES, RESOLUTION, WORK = SONA_IIT3_NODES, SONA_IIT3_RESOLUTION, SONA_IIT3_WORK
+
+
+cdef int _interrupted(void *context) noexcept nogil:
+    """1 where a signal raised something, which is put into the list `context`."""
+    with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as error:
+            (<list> context).append(error)
+            return 1
+    return 0
 
 
 def _nodes(Py_ssize_t states, Py_ssize_t n):
@@ -27,13 +39,19 @@ def solve(const double[:, ::1] tpm not None, const uint8_t[:, ::1] cm not None, 
     (phi, sets severed from the rest, concepts) for tpm (2^n, n) and cm (n, n).
 
     A concept is (mechanism, phi, cause, effect), a side of it (phi, purview, mechanism and purview of one part, repertoire). SonaValueError
-    for more than WORK to do, and for what `sona_iit3` refuses; MemoryError.
+    for more than WORK to do, and for what `sona_iit3` refuses; MemoryError; between two cuts what a handler of signals raises.
     """
     cdef uint32_t n = _nodes(tpm.shape[0], tpm.shape[1])
     if cm.shape[0] != n or cm.shape[1] != n:
         raise SonaValueError(f"cm: expected shape ({n}, {n}), got ({cm.shape[0]}, {cm.shape[1]})")
     cdef const double *chances = &tpm[0, 0]
     cdef const uint8_t *connections = &cm[0, 0]
+    cdef list raised = []
+    cdef void *context = <void *> raised
+    cdef int (*stop)(void *) noexcept nogil
+    stop = NULL
+    if n > 4:  # smaller ones are done before anybody presses a key
+        stop = _interrupted
     cdef sona_status status
     cdef const sona_iit3_concept *c
     cdef const sona_iit3_side *s
@@ -44,7 +62,9 @@ def solve(const double[:, ::1] tpm not None, const uint8_t[:, ::1] cm not None, 
         raise MemoryError("iit3: no room for the result")
     try:
         with nogil:
-            status = sona_iit3(n, chances, connections, state, SONA_IIT3_WORK, result)
+            status = sona_iit3(n, chances, connections, state, SONA_IIT3_WORK, stop, context, result)
+        if status == SONA_ESTOPPED:
+            raise raised[0]
         if status == SONA_EFULL:
             raise SonaValueError(f"tpm: expected at most {WORK:.1e} steps of work, got {work(tpm):.1e}: "
                                  f"{n} nodes need fewer connections")

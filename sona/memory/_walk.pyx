@@ -121,11 +121,11 @@ def walks(csr, starts, Py_ssize_t length, *, seed, double temperature=1.0, doubl
 
 
 def cumulate(const int64_t[::1] start, const int64_t[::1] stop, const float[::1] weight, float[::1] cumulative):
-    """Running sums of `weight` within the rows start[i] : stop[i], into `cumulative`; see sona_walk_cumulate. SonaValueError for rows beside it."""
+    """Running sums of `weight` within the rows start[i] : stop[i], into `cumulative`. SonaValueError for rows that reach beyond it."""
     cdef Py_ssize_t i, entries = weight.shape[0]
     if stop.shape[0] != start.shape[0] or cumulative.shape[0] != entries:
-        raise SonaValueError(f"rows: expected start and stop, and weight and cumulative of one length, got {start.shape[0]}, {stop.shape[0]}, "
-                             f"{entries} and {cumulative.shape[0]}")
+        raise SonaValueError(f"rows: expected start and stop, and weight and cumulative of one length, got {start.shape[0]}, "
+                             f"{stop.shape[0]}, {entries} and {cumulative.shape[0]}")
     for i in range(start.shape[0]):
         if not 0 <= start[i] <= stop[i] <= entries:
             raise SonaValueError(f"rows: expected them within {entries} entries, got {start[i]} to {stop[i]} for row {i}")

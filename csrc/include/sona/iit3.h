@@ -65,10 +65,12 @@ uint64_t sona_iit3_work(uint32_t n, const double *tpm);
 
 /* Fills result, which the caller owns; of its concepts as many as there are.  A system that cm does not connect strongly, or of one node,
  * has Phi 0 and its concepts are not looked for.  Without concepts Phi is 0 and nothing is cut.  Further cuts are not looked at after one
- * that costs nothing.
+ * that costs nothing.  Before each cut `stop` is asked with `context`, where it is not NULL: what is not 0 ends the search.
  *
- * SONA_EINVAL also for a state that nothing leads to, SONA_EFULL where sona_iit3_work is above `most`, SONA_ENOMEM. */
-sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, sona_iit3_result *result);
+ * SONA_EINVAL also for a state that nothing leads to, SONA_EFULL where sona_iit3_work is above `most`, SONA_ENOMEM; SONA_ESTOPPED where
+ * stop said so: result is unspecified then. */
+sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, int (*stop)(void *context),
+                      void *context, sona_iit3_result *result);
 
 /* Earth mover's distance between two distributions over the states of k nodes, (2^k) each, where a node that differs costs 1.  SONA_EINVAL
  * for k above 7, SONA_ENOMEM. */

@@ -21,10 +21,11 @@ extern "C" {
 
 typedef enum sona_status {
   SONA_OK = 0,
-  SONA_EINVAL = 1,    /* an argument is outside its documented range */
-  SONA_ENOMEM = 2,    /* allocation failed, or a size would overflow */
-  SONA_EFULL = 3,     /* no room: a bounded structure is at capacity */
-  SONA_ENONFINITE = 4 /* an input holds NaN or infinity */
+  SONA_EINVAL = 1,     /* an argument is outside its documented range */
+  SONA_ENOMEM = 2,     /* allocation failed, or a size would overflow */
+  SONA_EFULL = 3,      /* no room: a bounded structure is at capacity */
+  SONA_ENONFINITE = 4, /* an input holds NaN or infinity */
+  SONA_ESTOPPED = 5    /* the caller's own function asked to stop */
 } sona_status;
 
 /* "0.1.0": the version of the library that is linked, to compare with the macros of the header that was compiled. */
