@@ -371,8 +371,8 @@ cdef extern from "sona/iit3.h" nogil:
     sona_status sona_iit3_check(uint32_t n, const double *tpm, const uint8_t *cm)
     int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state)
     uint64_t sona_iit3_work(uint32_t n, const double *tpm)
-    sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, int (*stop)(void *) noexcept nogil,
-                          void *context, sona_iit3_result *result)
+    sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most,
+                          int (*stop)(void *) noexcept nogil, void *context, sona_iit3_result *result)
     sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance)
 
 # ---- sona/phi.h ----

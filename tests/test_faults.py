@@ -598,7 +598,7 @@ int main(void) {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a linker with --wrap")
 def test_every_allocation_may_fail(tmp_path: Path) -> None:
-    """SONA_ENOMEM, nothing changed, nothing leaked, whichever allocation of adapter, instant step, policy, memory, ring, walks and Phi it is."""
+    """SONA_ENOMEM, nothing changed, nothing leaked, whichever allocation of adapter, step, policy, memory, ring, walks or Phi it is."""
     cc = shutil.which("gcc") or shutil.which("cc")
     if cc is None:
         pytest.skip("no C compiler is installed")

@@ -158,10 +158,15 @@ static void test_refusals(void) {
     w[1] = values[k];
     REFUSED(sona_phi_compute(w, 3, &good, &found), k < 3 ? SONA_ENONFINITE : SONA_EINVAL);
   }
+  w[2] = w[6] = 3;
   w[1] = 1 + 1e-7; /* rounding of float32 */
   CHECK_EQ(sona_phi_compute(w, 3, &good, &found), SONA_OK);
+  const double value = found.value;
+  w[1] = w[3] = 1 + 0.5e-7; /* their mean counts */
+  CHECK_EQ(sona_phi_compute(w, 3, &good, &found), SONA_OK);
+  CHECK_NEAR(found.value, value, 1e-15);
+  w[1] = w[3] = 1;
   double bits, total;
-  w[1] = 1;
   CHECK_EQ(sona_phi_cut(w, 3, &good, 0, &bits, &total), SONA_EINVAL);
   CHECK_EQ(sona_phi_cut(w, 3, &good, 7, &bits, &total), SONA_EINVAL);
   CHECK_EQ(sona_phi_cut(w, 3, &good, 9, &bits, &total), SONA_EINVAL);
@@ -236,6 +241,29 @@ static void test_subgraphs_are_graphs(void) {
   CHECK_EQ(failed, 7);
 }
 
+static void test_what_lies_beside_the_lists_is_not_read(void) {
+  enum { NODES = SONA_PHI_NODES + 1 };
+  const int32_t column[2] = {0, 0};
+  const float weight[2] = {1, 1};
+  int64_t many[NODES], start[NODES] = {0}, stop[NODES] = {0};
+  for (int64_t k = 0; k < NODES; k++) many[k] = k;
+  const int64_t all[2] = {0, NODES}, three[2] = {0, 3}, before[2] = {-1, 3}, back[2] = {3, 2};
+  const sona_phi_graph graph = {NODES, 1, start, stop, column + 1, weight + 1};
+  const sona_phi_options o = {.alpha = 0.85};
+  sona_phi out;
+  size_t failed;
+  CHECK_EQ(sona_phi_subgraphs(&graph, many, all, 1, &o, &out, &failed), SONA_EINVAL); /* 65 */
+  many[3] = 2;
+  CHECK_EQ(sona_phi_subgraphs(&graph, many, all, 1, &o, &out, &failed), SONA_OK);
+  CHECK_EQ(sona_phi_subgraphs(&graph, many, three, 1, &o, &out, &failed), SONA_OK);
+  CHECK_EQ(sona_phi_subgraphs(&graph, many + 1, before, 1, &o, &out, &failed), SONA_EINVAL);
+  CHECK_EQ(sona_phi_subgraphs(&graph, many, back, 1, &o, &out, &failed), SONA_EINVAL);
+  start[0] = -1; /* where there is a weight on the diagonal */
+  CHECK_EQ(sona_phi_subgraphs(&graph, many, three, 1, &o, &out, &failed), SONA_EINVAL);
+  start[0] = 1; /* behind its end */
+  CHECK_EQ(sona_phi_subgraphs(&graph, many, three, 1, &o, &out, &failed), SONA_EINVAL);
+}
+
 int main(void) {
   test_the_searches_find_the_least_of_all_cuts();
   test_closed_forms();
@@ -243,5 +271,6 @@ int main(void) {
   test_extreme_weights();
   test_refusals();
   test_subgraphs_are_graphs();
+  test_what_lies_beside_the_lists_is_not_read();
   return check_done("phi");
 }

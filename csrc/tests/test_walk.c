@@ -85,6 +85,22 @@ static void test_visited_nodes_are_drawn_by_a_share_of_their_weight(void) {
   }
 }
 
+static void test_running_sums_beyond_float_are_not_asked(void) {
+  const int64_t begin[3] = {0, 2, 3}, end[3] = {2, 3, 4};
+  const int32_t column[4] = {1, 2, 0, 0}, starts[64] = {0};
+  const float weight[4] = {3e38f, 3e38f, 3e38f, 3e38f};
+  float sums[4];
+  int32_t out[128];
+  sona_walk_cumulate(begin, end, 3, weight, sums);
+  CHECK(isinf(sums[1]));
+  const sona_walk_graph g = {3, 4, begin, end, column, weight, sums};
+  const sona_walk_options options = plain(2, 1);
+  CHECK_EQ(sona_walk(&g, &options, starts, 0, 64, out), SONA_OK);
+  int first = 0;
+  for (int i = 0; i < 64; i++) first += out[2 * i + 1] == 1;
+  CHECK(first > 12 && first < 52); /* six standard deviations of 64 coins are 24 */
+}
+
 static void test_a_walk_that_may_not_go_back_ends(void) {
   const sona_walk_graph g = graph();
   sona_walk_options options = plain(4, 5);
@@ -180,6 +196,16 @@ static void test_what_does_not_fit_the_graph_is_refused(void) {
       CHECK_EQ(sona_walk(&g, &o, starts, 0, 2, out), SONA_EINVAL);
     }
   }
+  /* A neighbour that is outside and too light to be drawn, until the one beside it has been visited. */
+  const int64_t begin[2] = {0, 2}, end[2] = {2, 3};
+  const int32_t to[3] = {1, 1 << 20, 0};
+  const float weight[3] = {1e9f, 1, 1};
+  float sums[3];
+  sona_walk_cumulate(begin, end, 2, weight, sums);
+  g = (sona_walk_graph){.nodes = 2, .entries = 3, .start = begin, .stop = end, .column = to, .weight = weight, .cumulative = sums};
+  sona_walk_options once = plain(3, 1);
+  once.revisit = 0;
+  CHECK_EQ(sona_walk(&g, &once, starts + 1, 0, 1, out), SONA_EINVAL);
   const int64_t before[N] = {-1, 0, 2, 4, 6, 8};
   g = sound;
   g.start = before;
@@ -206,6 +232,7 @@ int main(void) {
   test_temperature_is_an_exponent_of_the_weight_of_an_edge();
   test_restarts_and_jumps_come_as_often_as_asked_for();
   test_visited_nodes_are_drawn_by_a_share_of_their_weight();
+  test_running_sums_beyond_float_are_not_asked();
   test_a_walk_that_may_not_go_back_ends();
   test_walks_do_not_depend_on_how_they_are_shared_out();
   test_the_coldest_walk_takes_the_heaviest_edge();

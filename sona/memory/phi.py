@@ -225,7 +225,9 @@ def _refusal(w: F64, directed: bool, name: str) -> Exception:
         return SonaValueError(
             f"{name}: expected a symmetric matrix, or directed=True, got {w[i, j]} from {i} to {j} and {w[j, i]} from {j} to {i}"
         )
-    return SonaValueError(f"{name}: expected a stationary distribution that float64 holds, got weights from {w[w > 0].min()} to {w.max()}")
+    return SonaValueError(
+        f"{name}: expected a stationary distribution that float64 holds, got weights from {w[w > 0].min(initial=np.inf)} to {w.max()}"
+    )
 
 
 def _vector(value: npt.ArrayLike, dtype: Any, name: str, kinds: str = "iu") -> npt.NDArray[Any]:
