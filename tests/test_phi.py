@@ -357,6 +357,12 @@ def test_arrays_of_any_layout_and_type(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(frozen, w)
 
 
+def test_a_link_below_rounding_is_no_gap() -> None:
+    faint = phi(two_cliques(1e-9))
+    assert 0 <= faint.value < 1e-14
+    assert (faint.method, phi(two_cliques(0)).method) == ("exhaustive", "connectivity")
+
+
 def test_rounding_of_float32_is_no_asymmetry() -> None:
     w = two_cliques(1)
     w[0, 1] *= 1 + 1e-7

@@ -41,7 +41,7 @@ cdef tuple rows_of(csr, sona_walk_graph *graph):
 
 def walks(csr, starts, Py_ssize_t length, *, seed, double temperature=1.0, double revisit=0.5, double restart=0.0, double jump=0.0):
     """
-    Seeded random walks; the lock of the interpreter is released meanwhile.
+    Seeded random walks; the lock of the interpreter is released meanwhile, and Ctrl-C ends them.
 
     Parameters
     ----------

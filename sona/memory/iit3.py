@@ -265,7 +265,7 @@ def iit3(tpm: Any, cm: Any, state: Any, *, nodes: Iterable[int] | None = None) -
 
     Thread-safety
     -------------
-    Any number of threads; the interpreter's lock is released while it computes.
+    Any number of threads; the interpreter's lock is released while it computes. From five nodes on Ctrl-C ends it between two cuts.
     """
     network = _network(tpm, cm, state)
     n = len(network.state)

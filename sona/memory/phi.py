@@ -54,8 +54,9 @@ def phi(weights: Any, alpha: float = 0.85, *, directed: bool | None = None, norm
 
     Walkers move from node i to j with probability ``weights[i, j] / weights[i].sum()``; after each step one stays with probability
     `alpha`, else it is replaced by a new one from the stationary distribution. I(A) is what the numbers of walkers on the nodes A hold
-    about those a step later, and Phi the least of I(V) - I(A) - I(V \\ A) over all cuts of the nodes V in two. It is 0 exactly where the
-    graph is in pieces (if directed: is not strongly connected), and does not change with the order of nodes or the scale of weights.
+    about those a step later, and Phi the least of I(V) - I(A) - I(V \\ A) over all cuts of the nodes V in two. It is 0 where the
+    graph is in pieces (if directed: is not strongly connected), which `method` tells, and rounds to 0 where links of less than about 1e-8
+    of the others' weight hold it together. It does not change with the order of nodes or the scale of weights.
 
     Parameters
     ----------
