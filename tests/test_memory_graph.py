@@ -109,7 +109,7 @@ class AgainstDicts(RuleBasedStateMachine):
     def add(self, kinds: list[NodeKind], quality: float, keyed: bool, link: int) -> None:
         count = len(kinds)
         many = len(self.model.nodes) + count - MOST
-        free = [id for id, n in self.model.nodes.items() if n.kind != NodeKind.PATTERN and n.last_used < max(self.graph.cycle - 1, 0)]
+        free = [id for id, n in self.model.nodes.items() if n.kind != NodeKind.PATTERN]
         ids, vectors = list(range(self.next, self.next + count)), [vector(self.next + i) for i in range(count)]
         touched = self.graph.version + 1
         keys = [self.keys + i for i in range(count)] if keyed else None
@@ -118,7 +118,10 @@ class AgainstDicts(RuleBasedStateMachine):
             with pytest.raises(SonaValueError, match="max_nodes"):
                 self.graph.add_many(vectors, kind=kinds, quality=quality, keys=keys, data=data, link=link)
             return
-        worth = {id: (n.kind == NodeKind.MEMORY, n.strength * n.quality, id) for id, n in self.model.nodes.items()}
+        since = max(self.graph.cycle - 1, 0)
+        worth = {
+            id: (n.kind == NodeKind.MEMORY, n.last_used >= since, n.strength * n.quality, id) for id, n in self.model.nodes.items()
+        }
         self.model.remove(sorted(free, key=worth.__getitem__)[: max(many, 0)])
         if count == 1:
             found = [self.graph.add(vectors[0], kind=kinds[0], quality=quality, key=keys and keys[0], data=data[0], link=link)]
@@ -463,7 +466,7 @@ def test_a_touch_is_a_use_and_nothing_else() -> None:
     assert len(graph.edges()[0]) == 0
 
 
-def test_patterns_and_what_was_used_are_never_pushed_out() -> None:
+def test_patterns_are_never_pushed_out_and_what_was_used_last() -> None:
     graph = MemoryGraph(D, max_nodes=4)
     pattern, used = graph.add(vector(0), kind=NodeKind.PATTERN, quality=0.0), graph.add(vector(1), quality=0.0)
     graph.used([used])
@@ -473,13 +476,33 @@ def test_patterns_and_what_was_used_are_never_pushed_out() -> None:
     assert bad not in graph
     graph.add_many([vector(5), vector(6)], quality=0.1)
     assert sorted(graph.ids.tolist()) == [pattern, used, 5, 6]
-    with pytest.raises(SonaValueError, match="max_nodes: expected room for 3 more among 4"):
-        graph.add_many([vector(i) for i in range(3)])
+    with pytest.raises(SonaValueError, match="max_nodes: expected room for 4 more among 4"):
+        graph.add_many([vector(i) for i in range(4)])
     assert sorted(graph.ids.tolist()) == [pattern, used, 5, 6]
-    graph.cycle = 2
     graph.add_many([vector(i) for i in range(3)])
-    assert pattern in graph
-    assert used not in graph
+    assert sorted(graph.ids.tolist()) == [pattern, 7, 8, 9]
+
+
+def test_a_graph_of_less_room_gives_up_what_it_is_worth_least() -> None:
+    graph = MemoryGraph(D, max_nodes=4)
+    pattern, good = graph.add(vector(0), kind=NodeKind.PATTERN, quality=0.0), graph.add(vector(1), quality=0.9)
+    graph.add(vector(2), quality=0.1)
+    graph.add(vector(3), kind=NodeKind.EPISODE)
+    version = graph.version
+    graph.shrink(2)
+    assert sorted(graph.ids.tolist()) == [pattern, good]
+    assert graph.version > version
+    for wrong, error in ((0, SonaValueError), (1.5, SonaTypeError)):
+        with pytest.raises(error, match="max_nodes"):
+            graph.shrink(wrong)
+    other = graph.add(vector(4), kind=NodeKind.PATTERN)
+    with pytest.raises(SonaValueError, match="max_nodes"):
+        graph.shrink(1)
+    assert graph.max_nodes == 2
+    assert sorted(graph.ids.tolist()) == [pattern, other]
+    graph.shrink(9)
+    graph.add(vector(5))
+    assert len(graph) == 3
 
 
 def test_fifty_thousand_nodes_with_ten_edges_each_take_less_than_thirty_megabytes() -> None:

@@ -94,7 +94,7 @@ def encode_state(arrays: Arrays, meta: dict[str, Any]) -> bytes:
     Written here because `safetensors.numpy.save` holds everything twice more while it writes, which a full memory of 80 MB feels.
     """
     ordered = sorted(arrays.items(), key=lambda each: (-each[1].itemsize, each[0]))  # so that each array lies at a multiple of its size
-    kept = {name: np.ascontiguousarray(a) for name, a in ordered}
+    kept = {name: np.asarray(a, order="C") for name, a in ordered}
     stop = np.cumsum([0, *(a.nbytes for a in kept.values())]).tolist()
     header: dict[str, Any] = {"__metadata__": {"sona": json.dumps(meta)}}
     for (name, a), begin, end in zip(kept.items(), stop[:-1], stop[1:], strict=True):

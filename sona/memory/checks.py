@@ -66,7 +66,7 @@ def text_of(data: Any) -> str | None:
         return None
     try:
         return json.dumps(data, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SonaValueError(f"data: expected what JSON can write ({error})") from None
     except TypeError as error:
         raise SonaTypeError(f"data: expected what JSON can write ({error})") from None

@@ -37,8 +37,8 @@ class MemoryGraph(Readable):
     dim : int
         Length of the vectors.
     max_nodes : int
-        When there is no room, `add` removes episodes, then memories, those with the smallest strength times quality first; never a pattern,
-        and never what was used in this cycle or the last.
+        When there is no room, `add` removes episodes, then memories; of each first what was not used in this cycle or the last, then what
+        has the smallest strength times quality. Never a pattern.
     max_degree : int
         An edge stays where it is among the heaviest of both its ends; at most half of them may be similarities, so that there is room for
         what is learned.
@@ -95,7 +95,7 @@ class MemoryGraph(Readable):
         Raises
         ------
         SonaValueError, SonaTypeError
-            For an argument that cannot be used, and where there is no room and nothing that may be removed.
+            For an argument that cannot be used, and where there is no room but in place of patterns.
         """
         vectors = unit_rows(vector, (self.dim,), "vector")[None]
         return int(self._add(vectors, kind, quality, None if key is None else [key], None if data is None else [data], link)[0])
@@ -152,9 +152,21 @@ class MemoryGraph(Readable):
         if many > len(worst):
             raise SonaValueError(
                 f"max_nodes: expected room for {count} more among {self.max_nodes}, got {len(self)} nodes of which {len(worst)} may be "
-                f"removed: no patterns, and nothing that was used in this cycle or the last"
+                f"removed: no patterns"
             )
         self._take_out(worst)
+
+    def shrink(self, max_nodes: int) -> None:
+        """Another bound on the nodes; what `add` would remove first goes, and SonaValueError where there are more patterns than that."""
+        with self._lock:
+            before, self.max_nodes = self.max_nodes, whole(max_nodes, 1, "max_nodes")
+            try:
+                if len(self) > max_nodes:
+                    self._version += 1
+                self._make_room(0)
+            except SonaValueError:
+                self.max_nodes = before
+                raise
 
     def update(self, ids: Any, *, vectors: Any = None, quality: Any = None, link: int = 8) -> None:
         """
@@ -330,7 +342,7 @@ class MemoryGraph(Readable):
             places = self._nodes.places(wanted)
             self._mark(places[places >= 0])
 
-    def used(self, ids: Any, retrieved: Any = ()) -> None:
+    def used(self, ids: Any, retrieved: Any = (), *, missing: bool = False) -> int:
         """
         Learn from one use of the memory, by Hebb's rule.
 
@@ -343,9 +355,18 @@ class MemoryGraph(Readable):
             At most 32.
         retrieved : ints
             May contain `ids`.
+        missing : bool
+            Whether ids that are not there are left out; else they are an error.
+
+        Returns
+        -------
+        int
+            How many of `ids` are there.
         """
         wanted, others = ids_of(ids, "ids"), ids_of(retrieved, "retrieved")
         with self._lock:
+            if missing:
+                wanted, others = (some[self._nodes.places(some) >= 0] for some in (wanted, others))
             used = np.unique(self.positions(wanted))
             unused = np.setdiff1d(self.positions(others), used)
             if len(used) > hebb.TOGETHER:
@@ -353,6 +374,7 @@ class MemoryGraph(Readable):
             self._mark(used)
             hebb.strengths(self._nodes.columns.own("strength"), used, unused)
             hebb.together(self._adjacency, used, unused)
+        return len(wanted)
 
     def coactivate(self, u: Any, v: Any, gain: Any) -> int:
         """

@@ -130,11 +130,11 @@ class Nodes:
 
     def least_worth(self, count: int, since: int) -> Longs:
         """
-        Positions of the nodes that go first: episodes, then memories, those of the smallest strength times quality, then the oldest.
-
-        Never patterns, and none that was used in cycle `since` or later: there may be fewer than `count`.
+        Positions of the nodes that go first: episodes, then memories; of each first those that were not used in cycle `since` or later,
+        then those of the smallest strength times quality, then the oldest. Never patterns: there may be fewer than `count`.
         """
         columns = self.columns
-        free = np.flatnonzero((columns["kinds"] != NodeKind.PATTERN) & (columns["last_used"] < since))
+        free = np.flatnonzero(columns["kinds"] != NodeKind.PATTERN)
         worth = columns["strength"][free] * columns["quality"][free]
-        return np.sort(free[np.lexsort((columns["ids"][free], worth, columns["kinds"][free] == NodeKind.MEMORY))[:count]])
+        last = columns["last_used"][free] >= since, columns["kinds"][free] == NodeKind.MEMORY
+        return np.sort(free[np.lexsort((columns["ids"][free], worth, *last))[:count]])

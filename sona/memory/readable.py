@@ -103,6 +103,13 @@ class Readable:
         with self._lock:
             return self._nodes.find(int(kind), key)
 
+    def of_kind(self, kind: NodeKind) -> tuple[Longs, Longs, Floats]:
+        """Ids, keys and qualities of the nodes of this kind, (m,) each. Columns taken one after the other may be of different moments."""
+        with self._lock:
+            columns = self._nodes.columns
+            own = columns["kinds"] == kind
+            return columns["ids"][own], columns["keys"][own], columns["quality"][own]
+
     def position(self, id: int) -> int:
         """Where the node with this id stands. SonaValueError where there is none."""
         return int(self.positions(id)[0])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,6 +107,12 @@ def _edges(reader: _Reader, n: int) -> tuple[Array, Array, Array, Array]:
     return u.astype(np.int64), v.astype(np.int64), kind, weight
 
 
+def _readable(text: str) -> None:
+    """ValueError for what is no JSON."""
+    with suppress(RecursionError):  # how deep data may be nested depends on how deep the caller is: they were put in from less deep
+        json.loads(text)
+
+
 def _texts(reader: _Reader, n: int) -> list[str | None]:
     stop = reader.get("data_stop", np.int64, (n,))
     raw = reader.get("data", np.uint8, (int(stop[-1]) if n else 0,)).tobytes()
@@ -115,7 +122,7 @@ def _texts(reader: _Reader, n: int) -> list[str | None]:
         texts = [raw[a:b].decode() or None for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
         for text in texts:
             if text is not None:
-                json.loads(text)
+                _readable(text)
     except ValueError as error:
         raise SonaCorruptError(f"memory graph: expected data in JSON ({error})") from None
     return texts
