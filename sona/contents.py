@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ def dream(
             raise SonaCorruptError(f"{store.path}: state {name!r} is not that of an engine: {error}") from error
         without = sources.quarantined()
         held = _Held(store, name)
+        with suppress(SonaCorruptError):  # then the memory warns
+            config = replace(config, max_nodes=max(config.max_nodes, kept_nodes(store, name)))
         memory = Memory(dim, held, max_nodes=config.max_nodes)
         patterns = RequestPatterns(PatternConfig(embedding_dim=dim), None, held)
         loop = DeepLoop(config, memory, patterns, lambda newest: Episodes.of_store(store, dim, newest, without=without))

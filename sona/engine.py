@@ -286,7 +286,7 @@ class SonaEngine:
             self._taught = True
             self.unlogged += 1
             if unit is not None:
-                self.memory.note(record, unit)
+                self.memory.note(tid, record, unit)
         else:
             learned = [None] * len(builder)
         self._ended[tid] = (record, learned)
@@ -319,6 +319,7 @@ class SonaEngine:
         if self.enabled:
             learned = self.loop_a.revise_record(record, learned, unit)
             self._taught = True
+            self.memory.note(tid, record, unit)
         self._ended[tid] = (record, learned)
         if self.journal is not None:
             self.journal.reward(tid, unit, None)
@@ -635,9 +636,11 @@ class SonaEngine:
             if self.journal is not None:
                 try:
                     if self._memory is not None:
-                        self._memory.save()
+                        self._memory.close()
                 finally:
                     self.journal.close()
+            elif self._memory is not None:
+                self._memory.close()
         finally:
             if self.store is not None and self._owns_store:
                 self.store.close()

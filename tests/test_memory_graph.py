@@ -119,9 +119,7 @@ class AgainstDicts(RuleBasedStateMachine):
                 self.graph.add_many(vectors, kind=kinds, quality=quality, keys=keys, data=data, link=link)
             return
         since = max(self.graph.cycle - 1, 0)
-        worth = {
-            id: (n.kind == NodeKind.MEMORY, n.last_used >= since, n.strength * n.quality, id) for id, n in self.model.nodes.items()
-        }
+        worth = {id: (n.kind == NodeKind.MEMORY, n.last_used >= since, n.strength * n.quality, id) for id, n in self.model.nodes.items()}
         self.model.remove(sorted(free, key=worth.__getitem__)[: max(many, 0)])
         if count == 1:
             found = [self.graph.add(vectors[0], kind=kinds[0], quality=quality, key=keys and keys[0], data=data[0], link=link)]

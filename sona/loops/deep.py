@@ -31,6 +31,7 @@ from sona.memory import (
     NodeKind,
     proposals,
 )
+from sona.memory.checks import unit_rows
 
 STAGES = ("patterns and decisions", "what was active together", "dreams", "proposed edges", "consolidation", "tasks", "store")
 ACTIVATED = 5  # nodes that a request activates, and
@@ -181,8 +182,9 @@ class DeepLoop:
             yield
 
     def due_in(self) -> float:
-        """Seconds until `deep_interval` has passed since the last cycle, whichever process ran it; at least 0."""
-        return max(self.memory.deep_at + self.config.deep_interval - self.memory.now(), 0.0)
+        """Seconds until `deep_interval` has passed since the last cycle, whichever process ran it; from 0 to `deep_interval`."""
+        left = self.memory.deep_at + self.config.deep_interval - self.memory.now()
+        return min(max(left, 0.0), self.config.deep_interval)  # more: the clock was set back
 
     def run_cycle(
         self,
@@ -295,10 +297,12 @@ class _Cycle:
     # ---- what has been learned since ----
 
     def _take_in(self) -> None:
-        """Patterns as the bank has them now, and the rewarded decisions that are not known yet."""
+        """Patterns as the bank has them now, at most half of the memory, and the rewarded decisions that are not known yet."""
         graph, memory = self._graph, self._memory
-        patterns = self._loop._patterns.current()
-        self._remove(NodeKind.PATTERN, {pattern.id for pattern in patterns})
+        heaviest = sorted(self._loop._patterns.current(), key=lambda pattern: (-pattern.total_weight, pattern.id))
+        patterns = heaviest[: max(self._config.max_nodes // 2, 1)]
+        keys = {pattern.id for pattern in patterns}
+        graph.remove([id for id, key in zip(*map(np.ndarray.tolist, graph.of_kind(NodeKind.PATTERN)[:2]), strict=True) if key not in keys])
         known = [(pattern, graph.find(pattern.id, NodeKind.PATTERN)) for pattern in patterns]
         old = [(pattern, id) for pattern, id in known if id is not None]
         if old:
@@ -317,12 +321,6 @@ class _Cycle:
             )
         memory.take_in(self._loop._episodes(self._config.episodes))
 
-    def _remove(self, kind: NodeKind, keys: set[int]) -> None:
-        """Take out the nodes of a kind that have none of these keys."""
-        graph = self._graph
-        own = graph.kinds == kind
-        graph.remove([id for id, key in zip(graph.ids[own].tolist(), graph.keys[own].tolist(), strict=True) if key not in keys])
-
     def _activate(self) -> None:
         """Join what each new request activates, in proportion to its reward."""
         x, reward = self._memory.activations()
@@ -333,7 +331,7 @@ class _Cycle:
         for nodes, quality in zip(found, reward.tolist(), strict=True):
             edges.update_from_signal(nodes, quality, self._config.edge_update_scale)
         self._added += edges.commit(graph)
-        patterns = set(graph.ids[graph.kinds == NodeKind.PATTERN].tolist())
+        patterns = set(graph.of_kind(NodeKind.PATTERN)[0].tolist())
         graph.touch([nodes[0] for nodes in found if nodes and nodes[0] in patterns])  # a request is a use of its pattern
 
     # ---- what nothing has shown yet ----
@@ -354,7 +352,7 @@ class _Cycle:
 
 def activated(graph: MemoryGraph, x: Floats) -> list[list[int]]:
     """For each row of x (n, dim) the ids of at most 5 patterns and memories whose cosine to it is 0.1 or more, most similar first."""
-    now = graph.snapshot()
+    now, x = graph.snapshot(), unit_rows(x, (None, graph.dim), "x")
     lasting = now.kinds != NodeKind.EPISODE
     most = min(ACTIVATED, int(lasting.sum()))
     if not most:

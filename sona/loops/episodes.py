@@ -1,7 +1,7 @@
 """Rewarded decisions as the memory takes them in: from a store, or from what a policy remembers."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sona._arrays import Floats
 from sona.loops._policy import Policy
 from sona.loops.rows import Rows
-from sona.store import DecisionRow, SqliteStore
+from sona.store import SqliteStore
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,26 +53,19 @@ class Episodes:
     @classmethod
     def of_store(cls, store: SqliteStore, dim: int, newest: int, *, without: Collection[str] = ()) -> Self:
         """The rewarded ones among the newest of a store, oldest first; `without` the rewards of these sources."""
-        found = ((row, reward) for row, reward in store.decisions(newest, without=without) if reward is not None)
-        return cls._read(store, found, dim)
-
-    @classmethod
-    def stored(cls, store: SqliteStore, dim: int, ids: Iterable[int]) -> Self:
-        """Those of these ids that a store still has, with reward 0, by id."""
-        return cls._read(store, ((row, 0.0) for _, row in sorted(store.decisions_of(ids).items())), dim)
-
-    @classmethod
-    def _read(cls, store: SqliteStore, found: Iterable[tuple[DecisionRow, float]], dim: int) -> Self:
         names: dict[int, list[str]] = {}
         ids, x, rewards, arms = [], [], [], []
-        for row, reward in found:
+        for row, reward in store.decisions(newest, without=without):
+            if reward is None or len(row.x) != 4 * dim or not 0 <= reward <= 1:
+                continue
             if row.arm_set not in names:
                 kept = store.arms(row.arm_set)
                 names[row.arm_set] = [] if kept is None else [str(json.loads(name)) for name in kept[0]]
-            if len(row.x) != 4 * dim or not 0 <= row.arm < len(names[row.arm_set]) or not 0 <= reward <= 1:
+            direction = np.frombuffer(row.x, "<f4")
+            if not 0 <= row.arm < len(names[row.arm_set]) or not np.isfinite(direction).all():
                 continue
             ids.append(row.id)
-            x.append(np.frombuffer(row.x, "<f4"))
+            x.append(direction)
             rewards.append(reward)
             arms.append(names[row.arm_set][row.arm])
         if not ids:

@@ -5,25 +5,26 @@ import threading
 import time
 import warnings
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from sona._arrays import Floats
-from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError, SonaWarning
+from sona._arrays import Floats, coerce
+from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError, SonaWarning
 from sona.loops.episodes import Episodes
 from sona.loops.journal import MEMORY, POLL_SECONDS, Keeper, decode_state, encode_state, log
 from sona.memory import Dream, EdgeKind, GraphChange, MemoryGraph, NodeKind, Propagation, Recalled
-from sona.store import SqliteStore
+from sona.store import DecisionRow, SqliteStore
 from sona.trajectory import decode
 
 FORMAT = 1
 HISTORY = 100  # deep cycles that are remembered
 NOTED = 1000  # outcomes that wait for the next one: the roadmap's max_pending_signals
 CHUNK = 1024  # decisions read at a time
-VERSION = 2  # of the graph, in its state
+VERSION, NEXT = 2, 3  # of the graph, and the id of its next node: where they are in its state
+ROUNDING = 5e-4  # of the length of a vector: less than a graph lets pass
 LEARNED = "propagation."  # arrays of the learned message passing
 MEASURED = ("density", "coherence", "novelty", "utility", "phi")
 
@@ -45,7 +46,6 @@ class Memory:
 
     Attributes
     ----------
-    graph : MemoryGraph
     deep_at : float
         Seconds since the epoch at which the last deep cycle ended; before the first, at which the memory began.
     history : list of dict
@@ -81,19 +81,41 @@ class Memory:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dim, self._keeper, self._max_nodes, self._clock = dim, keeper, max_nodes, clock
-        self.graph = MemoryGraph(dim, max_nodes=max_nodes)
+        self._graph = MemoryGraph(dim, max_nodes=max_nodes)
         self.deep_at = self.now()
         self.history: list[dict[str, Any]] = []
         self._propagation: Propagation | None = None
-        self._noted: deque[tuple[Floats | bytes, float]] = deque(maxlen=NOTED)
-        self._taken: set[int] = set()  # decisions that were among the newest at the last deep cycle
+        self._noted: dict[int, tuple[Floats | bytes, float]] = {}  # by id of the trajectory or decision, the oldest first
+        self._noting = threading.Lock()
+        self._taken: dict[int, float] = {}  # rewards of the decisions that were among the newest at the last deep cycle
         self._digest = b""  # of the state that was last read
         self._saved = -1  # version of the graph that the store has
-        self._kept: dict[int, int] = {}  # checksum of each vector that the store has, by id
+        self._kept: dict[int, int] | None = None  # checksum of each vector that the store has, by id; None: unknown
         self._next_look = -np.inf
-        self._looking = threading.Lock()
+        self._led = False  # whether all that others have kept has been read, and this process leads
+        self._closed = False
+        self._storing = threading.RLock()  # held while the store is read or written, before the store's own
         if keeper is not None:
             self._state_name = state_name(keeper.name)
+            self.follow(now=True)
+
+    @property
+    def graph(self) -> MemoryGraph:
+        """
+        The graph; to be changed where this process leads.
+
+        Raises
+        ------
+        SonaStoreError, SonaVersionError
+            This process leads since a moment ago, and what the one before has kept cannot be read.
+        """
+        self._lead()
+        return self._graph
+
+    def _lead(self) -> None:
+        """Go on from what the process that led before has kept, where this one has come to lead."""
+        keeper = self._keeper
+        if keeper is not None and keeper.leading and not self._led and not self._closed:
             self.follow(now=True)
 
     # ---- what users do ----
@@ -121,8 +143,13 @@ class Memory:
             x of another shape, zero or not finite; quality outside [0, 1]; data that JSON cannot hold.
         SonaStoreError
             Another process learns for this store.
+        SonaClosedError
+            The engine is closed.
         """
         self._check()
+        x = coerce(x, (self._dim,), "x")
+        if not x.any():
+            raise SonaValueError("x: expected a vector other than zero, which is similar to nothing")
         return self.graph.add(x, kind=NodeKind.MEMORY, quality=quality, data=data)
 
     def recall(self, x: Any, k: int = 5, *, hops: int = 0) -> list[Recalled]:
@@ -144,9 +171,7 @@ class Memory:
         Returns how many of the used ones are still there; the others, and those that never were, are left out.
         """
         self._check()
-        there = [[id for id in some if self.graph.resolve(id) is not None] for some in (ids, retrieved)]
-        self.graph.used(*there)
-        return len(there[0])
+        return self.graph.used(list(ids), list(retrieved), missing=True)
 
     def forget(self, ids: Iterable[int]) -> int:
         """
@@ -171,6 +196,8 @@ class Memory:
         return self._keeper is None or self._keeper.leading
 
     def _check(self) -> None:
+        if self._closed:
+            raise SonaClosedError("the engine is closed")
         if not self._may_change:
             raise SonaStoreError("memory: another process learns for this store; change it there")
 
@@ -182,7 +209,9 @@ class Memory:
     @propagation.setter
     def propagation(self, learned: Propagation | None) -> None:
         self._check()
-        self._propagation, self._saved = learned, -1
+        with self._storing:
+            self._lead()
+            self._propagation, self._saved = learned, -1
 
     def __len__(self) -> int:
         return len(self.graph)
@@ -193,37 +222,53 @@ class Memory:
         """Seconds since the epoch."""
         return time.time()
 
-    def note(self, record: bytes, reward: float) -> None:
-        """A trajectory ended: what its query activates is joined in the next deep cycle. Of those that wait the newest 1000 are kept."""
+    def note(self, id: int, record: bytes, reward: float) -> None:
+        """
+        A trajectory has a reward, maybe another one: what its query activates is joined in the next deep cycle. Of those that wait the
+        newest 1000 are kept.
+        """
         if self._may_change:
-            self._noted.append((record, reward))
+            self._note([(id, record, reward)])
+
+    def _note(self, noted: Iterable[tuple[int, Floats | bytes, float]]) -> None:
+        with self._noting:
+            for id, x, reward in noted:
+                self._noted.pop(id, None)
+                self._noted[id] = (x, reward)
+            for id in list(self._noted)[: max(len(self._noted) - NOTED, 0)]:
+                del self._noted[id]
 
     def take_in(self, episodes: Episodes) -> None:
         """Make nodes of the decisions that are not known yet; those that have another reward now begin anew, forgotten ones go."""
         graph, rewards = self.graph, dict(zip(episodes.id.tolist(), episodes.reward.tolist(), strict=True))
-        own = graph.kinds == NodeKind.EPISODE
-        known = list(zip(graph.ids[own].tolist(), graph.keys[own].tolist(), graph.quality[own].tolist(), strict=True))
-        changed = {key for _, key, quality in known if key in rewards and rewards[key] != quality}
-        gone = changed | self._forgotten([key for _, key, _ in known if key not in rewards])
+        known = list(zip(*(column.tolist() for column in graph.of_kind(NodeKind.EPISODE)), strict=True))
+        then = self._taken | {key: quality for _, key, quality in known}  # near-duplicates have no node of their own
+        new = np.array([then.get(key) != reward for key, reward in rewards.items()], np.bool_)
+        forgotten = self._forgotten([key for _, key, _ in known if key not in rewards])
+        gone = forgotten.union(episodes.id[new].tolist())
         graph.remove([id for id, key, _ in known if key in gone])
-        new = np.array([key in changed or key not in self._taken for key in rewards], np.bool_)
-        self._taken = set(rewards)
+        with self._noting:
+            for key in forgotten:
+                self._noted.pop(key, None)
+        self._taken = rewards
         room = max(self._max_nodes - int((graph.kinds != NodeKind.EPISODE).sum()), 0)
         new[np.flatnonzero(new)[: max(int(new.sum()) - room, 0)]] = False  # they do not push out what users put in
         if new.any():
             about = [{"arm": episodes.arm[at], "reward": float(episodes.reward[at])} for at in np.flatnonzero(new).tolist()]
             graph.add_many(episodes.x[new], kind=NodeKind.EPISODE, quality=episodes.reward[new], keys=episodes.id[new], data=about)
-            self._noted.extend(zip(episodes.x[new], episodes.reward[new].tolist(), strict=True))
+            self._note(zip(episodes.id[new].tolist(), episodes.x[new], episodes.reward[new].tolist(), strict=True))
 
     def _forgotten(self, keys: list[int]) -> set[int]:
         """Which of these decisions the store does not have any more."""
         if self._keeper is None:
             return set()
-        return set(keys).difference(*(found.id.tolist() for found in _stored(self._keeper.store, self._dim, keys)))
+        return set(keys).difference(row.id for row in _stored(self._keeper.store, keys))
 
     def activations(self) -> tuple[Floats, Floats]:
         """Requests (n, dim) whose outcome has come since the last deep cycle, and their rewards (n,); they are told once."""
-        noted = [self._noted.popleft() for _ in range(len(self._noted))]
+        with self._noting:
+            noted = list(self._noted.values())
+            self._noted.clear()
         if not noted:
             return np.empty((0, self._dim), np.float32), np.empty(0, np.float32)
         x = np.stack([decode(each).query_embedding if isinstance(each, bytes) else each for each, _ in noted])
@@ -234,7 +279,7 @@ class Memory:
         graph = self.graph
         graph.cycle += 1
         self.deep_at = self.now()
-        count = np.bincount(graph.kinds, minlength=len(NodeKind))
+        count, strength = np.bincount(graph.kinds, minlength=len(NodeKind)), graph.strength
         qualities = [dream.quality for dream in dreams if dream.quality is not None]
         measured = {name: [getattr(quality, name) for quality in qualities] for name in MEASURED}
         self.history = [
@@ -246,20 +291,23 @@ class Memory:
                 "edges": edges,
                 "dreams": len(dreams),
                 "passed": passed,
-                "strength": float(graph.strength.mean()) if len(graph) else None,
+                "strength": float(strength.mean()) if len(strength) else None,
                 **{name: float(np.mean(values)) if values else None for name, values in measured.items()},
             },
         ]
-        self._saved = -1
-        self.save()
+        with self._storing:
+            self._saved = -1
+            self.save()
 
     def forget_rewards(self) -> None:
         """Drop whatever was made of rewards: patterns, decisions, and what they taught the edges; what users put in stays."""
         graph = self.graph
-        graph.remove(graph.ids[graph.kinds != NodeKind.MEMORY])
+        for kind in (NodeKind.PATTERN, NodeKind.EPISODE):
+            graph.remove(graph.of_kind(kind)[0])
         graph.apply(GraphChange(based_on=graph.version, decay={EdgeKind.COACTIVATION: 0.0}))
-        self._noted.clear()
-        self._taken = set()
+        with self._noting:
+            self._noted.clear()
+        self._taken = {}
         if self._keeper is not None and self._keeper.leading:
             self._write_twice(self._keeper)
 
@@ -269,19 +317,38 @@ class Memory:
         return () if self._keeper is None else (self._state_name,)
 
     def save(self) -> None:
-        """Keep the memory in the store if it has changed, and if this process leads; SonaStoreError when that cannot be written."""
+        """
+        Keep the memory in the store if it has changed, and if this process leads; SonaStoreError when that cannot be written,
+        SonaClosedError when the engine is closed.
+        """
         keeper = self._keeper
-        if keeper is not None and keeper.leading and self.graph.version != self._saved:
-            self._write(keeper)
+        if keeper is None:
+            return
+        with self._storing:
+            if self._closed:
+                raise SonaClosedError("the engine is closed")
+            if self._led and self._graph.version != self._saved:
+                self._write(keeper)
+
+    def close(self) -> None:
+        """Keep the memory a last time, as it is then; a cycle that is still under way keeps nothing more."""
+        with self._storing:
+            try:
+                if not self._closed:
+                    self.save()
+            finally:
+                self._closed = True
 
     def _write(self, keeper: Keeper) -> None:
         """The state, and beside it the vectors that the store does not have yet. A request is in the store in one place only."""
-        arrays = self.graph.state()
+        arrays = self._graph.state()
         vectors, ids, version = arrays.pop("vectors"), arrays["ids"].tolist(), int(arrays["graph"][VERSION])
         lasting = np.flatnonzero(arrays["kinds"] != NodeKind.EPISODE).tolist()
         now = {ids[at]: zlib.crc32(vectors[at]) for at in lasting}
-        new = [(ids[at], at) for at in lasting if self._kept.get(ids[at]) != now[ids[at]]]
-        arrays["taken"] = np.array(sorted(self._taken), np.int64)
+        before = {} if self._kept is None else self._kept
+        new = [(ids[at], at) for at in lasting if before.get(ids[at]) != now[ids[at]]]
+        taken = dict(sorted(self._taken.items()))
+        arrays |= {"taken": np.array(list(taken), np.int64), "taken_reward": np.array(list(taken.values()), np.float32)}
         if self._propagation is not None:
             arrays |= {f"{LEARNED}{name}": array for name, array in self._propagation.state().items()}
         keeper.store.put_state(
@@ -289,75 +356,115 @@ class Memory:
             encode_state(arrays, {"format": FORMAT, "dim": self._dim, "deep_at": self.deep_at, "history": self.history}),
             0,
             vectors=((id, vectors[at].tobytes()) for id, at in new),
-            drop=self._kept.keys() - now.keys(),
+            drop=None if self._kept is None else before.keys() - now.keys(),
         )
         self._kept, self._saved = now, version
 
     def _write_twice(self, keeper: Keeper) -> None:
         """The store keeps the state before the last as well: after this neither has anything that the memory does not have."""
-        if keeper.store.get_state(self._state_name) is not None:
-            self._write(keeper)
-            self._write(keeper)
+        with self._storing:
+            if self._state_name in keeper.store.state_names():
+                self._write(keeper)
+                self._write(keeper)
 
     def follow(self, *, now: bool = False) -> None:
-        """Read what the process that leads has kept since; the leader itself looks only `now`."""
+        """Read what the process that leads has kept since. The leader itself looks only `now`, as long as it leads no longer than that."""
         keeper = self._keeper
         if keeper is None or not (now or (not keeper.leading and self._clock() >= self._next_look)):
             return
-        with self._looking:
+        with self._storing:
+            if self._led or self._closed:
+                return
+            leading = keeper.leading  # nobody else writes what is read from now on
             self._next_look = self._clock() + POLL_SECONDS
             try:
-                kept = keeper.store.get_state(self._state_name)
-                digest = b"" if kept is None else hashlib.sha256(kept[0]).digest()
-                if kept is None or digest == self._digest:
-                    return
-                self._digest = digest
-                self._read(kept[0], keeper.store)
-                self._saved = self.graph.version
+                while not self._up_to_date(keeper.store):
+                    pass
             except SonaCorruptError as error:
+                self._kept, self._saved = None, self._graph.version  # it stays there until there is something else to keep
                 warnings.warn(f"memory {self._state_name!r}: {error}; it starts empty", SonaWarning, stacklevel=3)
             except SonaStoreError as error:
                 if now:
                     raise
                 log.warning("memory: %s", error)
+                return
+            self._led = leading
 
-    def _read(self, blob: bytes, store: SqliteStore) -> None:
+    def _up_to_date(self, store: SqliteStore) -> bool:
+        """Read the state if it is another one than the last; False when others wrote meanwhile."""
+        kept = store.get_state(self._state_name)
+        digest = b"" if kept is None else hashlib.sha256(kept[0]).digest()
+        if kept is not None and digest != self._digest:
+            self._digest = digest
+            return self._read(kept[0], store)
+        return True
+
+    def _read(self, blob: bytes, store: SqliteStore) -> bool:
         arrays, meta = decode_state(blob)
         if meta.get("format", 0) > FORMAT:
             raise SonaVersionError(f"memory: expected format {FORMAT} or older, got {meta['format']}")
         try:
             if meta["dim"] != self._dim:
                 raise SonaCorruptError(f"expected vectors of dim {self._dim}, got {meta['dim']}")
-            deep_at, history, taken = float(meta["deep_at"]), list(meta["history"]), set(arrays.pop("taken").tolist())
+            deep_at, history = float(meta["deep_at"]), list(meta["history"])
+            taken = dict(zip(arrays.pop("taken").tolist(), arrays.pop("taken_reward").tolist(), strict=True))
             ids, keys, kinds = (arrays[name].tolist() for name in ("ids", "keys", "kinds"))
             learned = {name.removeprefix(LEARNED): arrays.pop(name) for name in list(arrays) if name.startswith(LEARNED)}
             propagation = Propagation.from_state(learned) if learned else None
             episodes = {key: at for at, (key, kind) in enumerate(zip(keys, kinds, strict=True)) if kind == NodeKind.EPISODE}
             others = {id: at for at, (id, kind) in enumerate(zip(ids, kinds, strict=True)) if kind != NodeKind.EPISODE}
+            counts = arrays["graph"].copy()
         except (KeyError, TypeError, ValueError) as error:
             raise SonaCorruptError(f"expected what sona wrote, got: {error}") from error
         vectors = np.zeros((len(ids), self._dim), np.float32)
-        kept = {}
+        crc = {}
         for id, vector in store.vectors_of(self._state_name):
-            kept[id] = zlib.crc32(vector)
+            crc[id] = zlib.crc32(vector)
             if id in others and len(vector) == 4 * self._dim:
                 vectors[others.pop(id)] = np.frombuffer(vector, "<f4")
-        for found in _stored(store, self._dim, list(episodes)):
-            vectors[[episodes.pop(id) for id in found.id.tolist()]] = found.x
-        graph = MemoryGraph.from_state({**arrays, "vectors": vectors}, max_nodes=self._max_nodes)
+        for row in _stored(store, list(episodes)):
+            if (x := _direction(row, self._dim)) is not None:
+                vectors[episodes.pop(row.id)] = x
         if others:
+            again = store.get_state(self._state_name)
+            if again is not None and again[0] != blob:
+                return False
             warnings.warn(
-                f"memory {self._state_name!r}: {len(others)} of {len(ids)} vectors are missing or damaged", SonaWarning, stacklevel=4
+                f"memory {self._state_name!r}: {len(others)} of {len(ids)} vectors are missing or damaged", SonaWarning, stacklevel=5
             )
+        if counts.shape == (NEXT + 1,):  # in an older state the number of ids that were given out by then: none comes twice
+            counts[NEXT] = max([int(counts[NEXT]), *(id + 1 for id in crc)])
+        graph = MemoryGraph.from_state({**arrays, "graph": counts, "vectors": vectors}, max_nodes=max(self._max_nodes, len(ids), 1))
+        saved, now = graph.version, self.now()
         graph.remove(graph.ids[[*episodes.values(), *others.values()]])
-        self.graph, self.deep_at, self.history, self._taken, self._kept = graph, deep_at, history, taken, kept
-        self._propagation = propagation
+        graph.remove(graph.of_kind(NodeKind.PATTERN)[0][self._max_nodes :])  # the next cycle takes in those that there is room for
+        graph.shrink(self._max_nodes)
+        if not deep_at <= now:  # the clock was set back, and this is to be kept
+            deep_at, saved = now, -1
+        self._graph, self._saved, self._kept = graph, saved, None if others else crc
+        self.deep_at, self.history, self._taken, self._propagation = deep_at, history, taken, propagation
+        return True
 
 
-def _stored(store: SqliteStore, dim: int, ids: list[int]) -> Iterator[Episodes]:
-    """Those of these decisions that the store still has, in pieces."""
+def _stored(store: SqliteStore, ids: list[int]) -> Iterator[DecisionRow]:
+    """Those of these decisions that the store still has; damaged ones are left out."""
     for first in range(0, len(ids), CHUNK):
-        yield Episodes.stored(store, dim, ids[first : first + CHUNK])
+        some = ids[first : first + CHUNK]
+        try:
+            yield from store.decisions_of(some).values()
+        except SonaCorruptError:
+            for id in some:
+                with suppress(SonaCorruptError):
+                    yield from store.decisions_of([id]).values()
+
+
+def _direction(row: DecisionRow, dim: int) -> Floats | None:
+    """x of a decision, (dim,), whose length is 1 or 0 where it is not damaged: None."""
+    if len(row.x) != 4 * dim:
+        return None
+    x: Floats = np.frombuffer(row.x, "<f4")
+    length = float(np.linalg.norm(x.astype(np.float64)))
+    return x if length == 0 or abs(length - 1) < ROUNDING else None
 
 
 def state_name(name: str) -> str:

@@ -397,13 +397,13 @@ class SqliteStore:
         *,
         publish: int | None = None,
         vectors: Iterable[tuple[int, Blob]] = (),
-        drop: Iterable[int] = (),
+        drop: Iterable[int] | None = (),
     ) -> None:
         """Keep `blob` as the state of that name, learned from the feedback up to number `applied_seq`; durable on return.
 
         The sound state before it is kept as well. Takes the learning lease when it is free. With `publish`, the version of that number
         becomes the published one in the same transaction; so do `vectors`, (id, bytes), become what `vectors_of` returns for these ids, and
-        those of the ids `drop` are deleted.
+        those of the ids `drop` are deleted; None: all others.
 
         Raises
         ------
@@ -418,7 +418,10 @@ class SqliteStore:
         with self._db.writing() as conn:
             if publish is not None:
                 self._publish(conn, name, publish)
-            conn.executemany("DELETE FROM vectors WHERE ns = ? AND name = ? AND id = ?", ((self._ns, name, one) for one in drop))
+            if drop is None:
+                conn.execute("DELETE FROM vectors WHERE ns = ? AND name = ?", (self._ns, name))
+            else:
+                conn.executemany("DELETE FROM vectors WHERE ns = ? AND name = ? AND id = ?", ((self._ns, name, one) for one in drop))
             conn.executemany(
                 """INSERT INTO vectors (ns, name, id, crc, vector) VALUES (?, ?, ?, ?, ?)
                    ON CONFLICT (ns, name, id) DO UPDATE SET crc = excluded.crc, vector = excluded.vector""",
