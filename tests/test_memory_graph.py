@@ -503,6 +503,20 @@ def test_a_graph_of_less_room_gives_up_what_it_is_worth_least() -> None:
     assert len(graph) == 3
 
 
+def test_what_others_push_out_before_it_is_joined_was_added_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = MemoryGraph(D, max_nodes=3)
+    connect, others = MemoryGraph._connect, [vector(7), vector(8), vector(9)]
+
+    def late(self: MemoryGraph, *arguments: Any, **options: Any) -> None:
+        while others:
+            self.add(others.pop(), link=0, quality=1.0)
+        connect(self, *arguments, **options)
+
+    monkeypatch.setattr(MemoryGraph, "_connect", late)
+    assert graph.add(vector(0), quality=0.1) == 0
+    assert sorted(graph.ids.tolist()) == [1, 2, 3]
+
+
 def test_fifty_thousand_nodes_with_ten_edges_each_take_less_than_thirty_megabytes() -> None:
     """Beside their vectors; ids, keys and all are in it, and a reader who holds an older graph."""
     n, rng = 50_000, np.random.default_rng(0)

@@ -16,7 +16,7 @@ from sona.loops.background import BackgroundLoopConfig
 from sona.loops.deep import DeepLoopConfig
 from sona.loops.journal import decode_state, encode_state
 from sona.loops.memory import Memory, state_name
-from sona.memory import EdgeKind, MemoryGraph, NodeKind
+from sona.memory import Dream, DreamEngine, EdgeKind, MemoryGraph, NodeKind
 from sona.patterns import PatternConfig
 from sona.store import SqliteStore
 
@@ -251,6 +251,21 @@ def test_what_was_used_may_be_forgotten_at_the_same_time(rng: np.random.Generato
     stop.set()
     thread.join()
     assert errors == []
+
+
+def test_what_is_dreamed_of_may_be_forgotten_meanwhile(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    engine = SonaEngine(CONFIG)
+    ids = [engine.memory.add(x, n) for n, x in enumerate(rng.standard_normal((20, D)))]
+    dreaming = DreamEngine.generate_dreams
+
+    def slow(self: DreamEngine, count: int | None = None) -> list[Dream]:
+        dreams = dreaming(self, count)
+        engine.memory.forget(ids[:19])
+        return dreams
+
+    monkeypatch.setattr(DreamEngine, "generate_dreams", slow)
+    result = engine.deep_learn()
+    assert (result.status, result.dreams_generated, result.nodes) == ("completed", 50, 1)
 
 
 @pytest.mark.parametrize("owned", [False, True])

@@ -243,8 +243,9 @@ class _Cycle:
         if self._next():
             self._activate()
         if self._next():
-            engine = DreamEngine(graph, config.dreams or DreamConfig(), seed=config.seed)
-            dreams = DreamEvaluator(graph).evaluate(engine.generate_dreams(config.dreams_per_cycle))
+            now = graph.snapshot()  # users may forget meanwhile what is dreamed of
+            engine = DreamEngine(now, config.dreams or DreamConfig(), seed=config.seed)
+            dreams = DreamEvaluator(now).evaluate(engine.generate_dreams(config.dreams_per_cycle))
             passed = self._gate().select(dreams)
             self._apply(engine.integrate_dreams(passed))
         if self._next():

@@ -140,7 +140,7 @@ class MemoryGraph(Readable):
             )
             self._adjacency.grow(n)
         if link:
-            self.connect(ids, link)
+            self._connect(ids, link, missing=True)  # others may have pushed them out by now
         return ids
 
     def _make_room(self, count: int) -> None:
@@ -265,9 +265,13 @@ class MemoryGraph(Readable):
         Edges that are there stay. All nodes by default, in time of n² dim: 50,000 of 384 take about 15 s on one core, and memory for a few
         blocks of rows. More than a thousand are compared without the lock: what is removed meanwhile is left out.
         """
-        k, columns = whole(k, 1, "k"), self._nodes.columns
+        self._connect(ids, whole(k, 1, "k"), missing=False)
+
+    def _connect(self, ids: Any, k: int, *, missing: bool) -> None:
+        """`connect`, where ids that are `missing` may be left out."""
+        columns = self._nodes.columns
         with self._lock:
-            rows = None if ids is None else np.unique(self.positions(ids))
+            rows = None if ids is None else self._present(ids) if missing else np.unique(self.positions(ids))
             if rows is not None and len(rows) <= _SHORT:
                 self._join(*nearest(columns["vectors"], k, rows))
                 return
