@@ -133,7 +133,10 @@ def test_engines_that_lead_in_turn_lose_nothing(path: Path) -> None:
     engines[0].close()
 
 
-def test_a_process_that_comes_to_lead_and_cannot_read_does_not_overwrite(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reading", ["get_state", "vectors_of"])
+def test_a_process_that_comes_to_lead_and_cannot_read_does_not_overwrite(
+    reading: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = SonaEngine(CONFIG, store=path), SonaEngine(CONFIG, store=path)
     first.memory.add(np.eye(D)[0], "one")
     first.close()
@@ -143,14 +146,15 @@ def test_a_process_that_comes_to_lead_and_cannot_read_does_not_overwrite(path: P
         raise SonaStoreError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr(SqliteStore, "get_state", fail)
+        patch.setattr(SqliteStore, reading, fail)
         with pytest.raises(SonaStoreError, match="no"):
             second.memory.add(np.eye(D)[1], "two")
         with pytest.raises(SonaStoreError, match="no"):
             second.deep_learn()
+    second.memory.add(np.eye(D)[1], "two")
     second.close()
     with SonaEngine(CONFIG, store=path) as third:
-        assert data(third.memory) == ["one"]
+        assert data(third.memory) == ["one", "two"]
 
 
 def test_a_reader_between_two_writes_reads_again_and_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

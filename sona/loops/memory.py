@@ -394,10 +394,16 @@ class Memory:
         """Read the state if it is another one than the last; False when others wrote meanwhile."""
         kept = store.get_state(self._state_name)
         digest = b"" if kept is None else hashlib.sha256(kept[0]).digest()
-        if kept is not None and digest != self._digest:
+        if kept is None or digest == self._digest:
+            return True
+        try:
+            done = self._read(kept[0], store)
+        except SonaCorruptError:
             self._digest = digest
-            return self._read(kept[0], store)
-        return True
+            raise
+        if done:
+            self._digest = digest
+        return done
 
     def _read(self, blob: bytes, store: SqliteStore) -> bool:
         arrays, meta = decode_state(blob)
