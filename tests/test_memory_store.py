@@ -15,7 +15,8 @@ from sona.errors import SonaClosedError, SonaStoreError, SonaValueError, SonaWar
 from sona.loops.background import BackgroundLoopConfig
 from sona.loops.deep import DeepLoopConfig
 from sona.loops.journal import decode_state, encode_state
-from sona.loops.memory import Memory, state_name
+from sona.loops.limits import Sources
+from sona.loops.memory import HISTORY, NOTED, Memory, state_name
 from sona.memory import Dream, DreamEngine, EdgeKind, MemoryGraph, NodeKind
 from sona.patterns import PatternConfig
 from sona.store import SqliteStore
@@ -134,9 +135,7 @@ def test_engines_that_lead_in_turn_lose_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("reading", ["get_state", "vectors_of"])
-def test_a_process_that_comes_to_lead_and_cannot_read_does_not_overwrite(
-    reading: str, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_comes_to_lead_and_cannot_read_does_not_overwrite(reading: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = SonaEngine(CONFIG, store=path), SonaEngine(CONFIG, store=path)
     first.memory.add(np.eye(D)[0], "one")
     first.close()
@@ -562,3 +561,60 @@ def test_a_state_keeps_arrays_without_dimensions() -> None:
     arrays, _ = decode_state(encode_state({"a": np.array(3.0), "b": np.arange(6.0).reshape(2, 3).T}, {}))
     assert arrays["a"].shape == ()
     assert arrays["b"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+# ---- bounds on what waits and what is told, and what counts ----
+
+
+def test_history_and_what_waits_for_a_cycle_are_bounded() -> None:
+    memory = SonaEngine(SonaConfig(hidden_dim=4)).memory
+    for _ in range(HISTORY + 5):
+        memory.ended([], 0, 0)
+    assert [memory.history[0]["cycle"], memory.history[-1]["cycle"]] == [6, HISTORY + 5]
+    for n in range(NOTED + 5):
+        memory.note(n, b"", n / 2000)
+    assert list(memory._noted) == list(range(5, NOTED + 5))
+
+
+def test_a_cycle_proposes_edges_without_a_dream(rng: np.random.Generator) -> None:
+    for most, some in ((0, False), (5, True)):
+        engine = SonaEngine(CONFIG, deep=DeepLoopConfig(dreams_per_cycle=0, proposals=most))
+        for n, x in enumerate(rng.standard_normal((60, D))):
+            engine.memory.add(x, n)
+        engine.deep_learn()
+        made = len(engine.memory.graph.edges(EdgeKind.CREATIVE)[0])
+        assert made <= most
+        assert (made > 0) is some
+
+
+def test_patterns_have_the_quality_that_the_bank_says_now(rng: np.random.Generator) -> None:
+    own = router()
+    for reward in (1.0, 0.0):
+        for _ in range(150):
+            own.feedback(own.route(rng.standard_normal(D)).id, reward)
+        own.background_learn()
+        own.deep_learn()
+        bank = {pattern.id: pattern.avg_quality for pattern in own.engine.patterns.bank.patterns}
+        _, keys, quality = own.engine.memory.graph.of_kind(NodeKind.PATTERN)
+        assert dict(zip(keys.tolist(), quality.tolist(), strict=True)) == pytest.approx(bank)
+
+
+def test_rewards_of_a_quarantined_source_are_not_taken_in(path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sources, "quarantined", lambda self: ["bad"])
+    with router(path) as own:
+        bad, good = serve(own, rng, 10, "bad"), serve(own, rng, 10, "good")
+        own.deep_learn()
+        keys = set(own.engine.memory.graph.of_kind(NodeKind.EPISODE)[1].tolist())
+        assert keys
+        assert keys <= set(good)
+    _, memory, _ = dream(path, DeepLoopConfig())
+    assert not set(memory.graph.of_kind(NodeKind.EPISODE)[1].tolist()) & set(bad)
+
+
+def test_a_store_that_replaces_its_states_drops_their_vectors(path: Path) -> None:
+    with SqliteStore(path) as store:
+        for name in ("one", "two"):
+            store.put_state(name, b"x", 0, vectors=[(1, b"1234")])
+        assert store.replace_without("bad", "learner", b"y", 0, versions_since=0.0, keep=("one",)) is not None
+        assert [list(store.vectors_of(name)) for name in ("one", "two")] == [[(1, b"1234")], []]
+        assert store.integrity() == []
