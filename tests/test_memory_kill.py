@@ -135,6 +135,6 @@ def test_a_memory_survives_kills(kill: Any, kills: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [kill_memories, kill_routers])
-def test_a_memory_survives_many_kills(kill: Any, tmp_path: Path) -> None:
-    kill(tmp_path / "sona.db", 100, seed=9)
+@pytest.mark.parametrize(("kill", "kills"), [(kill_memories, 100), (kill_routers, 40)])
+def test_a_memory_survives_many_kills(kill: Any, kills: int, tmp_path: Path) -> None:
+    kill(tmp_path / "sona.db", kills, seed=9)
