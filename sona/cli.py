@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "A cycle that is killed leaves the memory of before; one that runs out of time keeps what it has.",
     )
     _versioned(dream)
-    dream.add_argument("--dreams", type=_whole(0, 1_000_000), default=50, metavar="N", help="how many dreams (default: 50)")
+    dream.add_argument("--dreams", type=_whole(0, 10_000), default=50, metavar="N", help="how many dreams (default: 50)")
     dream.add_argument("--duration", type=_seconds, default=600.0, metavar="S", help="seconds that the cycle may take (default: 600)")
     dream.add_argument(
         "--out",

@@ -21,7 +21,7 @@ from sona.loops.background import BackgroundLoopConfig
 from sona.loops.deep import STAGES, DeepLoopConfig, DeepResult, activated
 from sona.loops.journal import decode_state, encode_state
 from sona.loops.memory import Memory, state_name
-from sona.memory import DreamGate, EdgeKind, MemoryConsolidator, MemoryGraph, NodeKind, Propagation
+from sona.memory import DreamEngine, DreamGate, EdgeKind, MemoryConsolidator, MemoryGraph, NodeKind, Propagation
 from sona.patterns import PatternConfig
 from sona.report.plots import draw_partition, draw_quality
 from sona.store import SqliteStore
@@ -321,6 +321,24 @@ def test_a_cycle_that_runs_out_of_time_says_where_and_leaves_a_valid_memory(stag
     with make_router(world, path) as again:
         assert told(again.engine.memory.graph) == before
         assert again.deep_learn().status == "completed"
+
+
+def test_dreams_end_when_the_time_is_over(world: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = make_router(world, deep=DeepLoopConfig(dreams_per_cycle=2000))
+    serve(router, world, 100)
+    clock = Clock()
+    monkeypatch.setattr(router.engine.loop_c, "_clock", clock)
+    generate = DreamEngine.generate_dreams
+
+    def slowly(engine: DreamEngine, count: int) -> Any:
+        clock.now += 250.0
+        return generate(engine, count)
+
+    monkeypatch.setattr(DreamEngine, "generate_dreams", slowly)
+    result = router.engine.deep_learn(duration=600.0)
+    assert (result.status, result.dreams_generated) == ("cut: dreams", 1500)
+    assert 750 <= result.dreams_integrated < 1500
+    assert result.edges_added > 0
 
 
 def test_no_time_at_all_changes_nothing(world: Clusters) -> None:

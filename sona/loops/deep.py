@@ -32,10 +32,11 @@ from sona.memory import (
     proposals,
 )
 from sona.memory.checks import unit_rows
+from sona.memory.edges import ACTIVATED
 
 STAGES = ("patterns and decisions", "what was active together", "dreams", "proposed edges", "consolidation", "tasks", "store")
-ACTIVATED = 5  # nodes that a request activates, and
-LEAST_ACTIVATION = 0.1  # their least cosine: the roadmap's
+LEAST_ACTIVATION = 0.1  # cosine of a node that a request activates: the roadmap's
+DREAMS = 500  # dreamed between two looks at the clock
 ROWS = 32  # requests compared with the memory at a time: 25 MB at 50,000 nodes
 
 
@@ -245,7 +246,7 @@ class _Cycle:
         if self._next():
             now = graph.snapshot()  # users may forget meanwhile what is dreamed of
             engine = DreamEngine(now, config.dreams or DreamConfig(), seed=config.seed)
-            dreams = DreamEvaluator(now).evaluate(engine.generate_dreams(config.dreams_per_cycle))
+            dreams = self._dream(engine, DreamEvaluator(now))
             passed = self._gate().select(dreams)
             self._apply(engine.integrate_dreams(passed))
         if self._next():
@@ -283,9 +284,23 @@ class _Cycle:
         """Whether there is time for the next stage."""
         self._progress(self._stage, STAGES[self._stage])
         self._stage += 1
+        return not self._late()
+
+    def _dream(self, engine: DreamEngine, evaluator: DreamEvaluator) -> list[Dream]:
+        """Dreams with their quality, as many as there is time for, but one batch at least."""
+        dreams: list[Dream] = []
+        while len(dreams) < self._config.dreams_per_cycle:
+            batch = engine.generate_dreams(min(self._config.dreams_per_cycle - len(dreams), DREAMS))
+            dreams += evaluator.evaluate(batch)
+            if not batch or (len(dreams) < self._config.dreams_per_cycle and self._late()):
+                break
+        return dreams
+
+    def _late(self) -> bool:
+        """Whether the time is over, of which this stage is then the end."""
         if not self._cut and self._loop._clock() >= self._deadline:
             self._cut = STAGES[self._stage - 1]
-        return not self._cut
+        return bool(self._cut)
 
     def _apply(self, change: GraphChange) -> None:
         counts = self._graph.apply(change)

@@ -1,0 +1,1 @@
+cdef int _interrupted(void *context) noexcept nogil
