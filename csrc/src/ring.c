@@ -1,5 +1,5 @@
 /* The ring's cold half.  The calls that every record passes are in sona/ring_inline.h; here they get their external definitions. */
-#define SONA_RING_CALL extern
+#define SONA_RING_CALL SONA_API
 #include "sona/ring.h"
 
 /* An address that differs between running threads. */

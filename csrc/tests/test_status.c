@@ -1,5 +1,7 @@
 /* Version, status texts and sona_calloc. */
+#include <limits.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include "check.h"
 #include "sona/sona.h"
@@ -8,6 +10,20 @@ static void test_version(void) {
   char compiled[32];
   snprintf(compiled, sizeof compiled, "%d.%d.%d", SONA_VERSION_MAJOR, SONA_VERSION_MINOR, SONA_VERSION_PATCH);
   CHECK_STR(sona_version(), compiled);
+}
+
+static void test_a_version_fits_its_own_interface_and_what_came_before(void) {
+  CHECK_EQ(sona_version_number(), SONA_VERSION_NUMBER);
+  CHECK_EQ(sona_version_fits(SONA_VERSION_NUMBER), 1);
+  CHECK_EQ(sona_version_fits(SONA_VERSION_NUMBER + 1), 0); /* compiled with newer headers */
+  CHECK_EQ(sona_version_fits(SONA_VERSION_NUMBER + 100), 0);
+  CHECK_EQ(sona_version_fits(SONA_VERSION_NUMBER + 10000), 0);
+  CHECK_EQ(sona_version_fits(SONA_VERSION_NUMBER - SONA_VERSION_PATCH), 1);
+  CHECK_EQ(sona_version_fits(SONA_VERSION_NUMBER - SONA_VERSION_PATCH - 1), SONA_VERSION_MAJOR > 0 && SONA_VERSION_MINOR > 0);
+  CHECK_EQ(sona_version_fits(SONA_VERSION_MAJOR * 10000 - 1), 0); /* the last of the major version before */
+  CHECK_EQ(sona_version_fits(0), 0);
+  CHECK_EQ(sona_version_fits(-1), 0);
+  CHECK_EQ(sona_version_fits(INT_MAX), 0);
 }
 
 static void test_status_texts(void) {
@@ -54,11 +70,20 @@ static void test_allocations_are_counted(void) {
   CHECK_EQ(sona_allocations(), before + 1);
 }
 
+static void test_another_allocator_comes_too_late_after_the_first_allocation(void) {
+  static const sona_allocator same_functions = {calloc, free};
+  sona_free(sona_calloc(1, 1));
+  CHECK_EQ(sona_set_allocator(&same_functions), SONA_EINVAL);
+  CHECK_EQ(sona_set_allocator(NULL), SONA_EINVAL);
+}
+
 int main(void) {
   test_version();
+  test_a_version_fits_its_own_interface_and_what_came_before();
   test_status_texts();
   test_calloc_aligns_and_clears();
   test_calloc_refuses_overflow();
   test_allocations_are_counted();
+  test_another_allocator_comes_too_late_after_the_first_allocation();
   return check_done("status");
 }

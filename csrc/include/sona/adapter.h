@@ -48,47 +48,48 @@ typedef struct sona_adapter_info {
 } sona_adapter_info;
 
 /* SONA_EINVAL for a size out of range, SONA_ENOMEM; *out is untouched on failure. */
-sona_status sona_adapter_create(const sona_adapter_options *options, sona_adapter **out);
+SONA_API sona_status sona_adapter_create(const sona_adapter_options *options, sona_adapter **out);
 
 /* No reader may be in use. Accepts NULL. */
-void sona_adapter_destroy(sona_adapter *adapter);
+SONA_API void sona_adapter_destroy(sona_adapter *adapter);
 
 /* A reading thread's handle, NULL when SONA_MAX_READERS are taken.  One thread at a time uses a reader.  While it is not released it
  * keeps at most one block alive. */
-sona_reader *sona_reader_acquire(sona_adapter *adapter);
-void sona_reader_release(sona_reader *reader); /* accepts NULL */
+SONA_API sona_reader *sona_reader_acquire(sona_adapter *adapter);
+SONA_API void sona_reader_release(sona_reader *reader); /* accepts NULL */
 
 /* The adapter as the reader sees it now; valid until the reader's next call.  tier chooses the rows. */
-sona_lora sona_reader_view(sona_reader *reader, sona_tier tier);
+SONA_API sona_lora sona_reader_view(sona_reader *reader, sona_tier tier);
 
 /* y += delta(x); x and y (dim), not overlapping.  Any thread, with its own reader; never waits, never fails. */
-void sona_adapter_forward(sona_reader *reader, sona_tier tier, const float *x, float *y);
-void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float *x, size_t ldx, float *y, size_t ldy, size_t rows);
+SONA_API void sona_adapter_forward(sona_reader *reader, sona_tier tier, const float *x, float *y);
+SONA_API void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float *x, size_t ldx, float *y, size_t ldy,
+                                         size_t rows);
 
 /* ---- writer ---- */
 
 /* Appends the pair delta(x) += coef up (down . x + offset), whatever the scale; up and down (dim).  Truncates first when the block is full.
  * SONA_ENONFINITE, for NaN, infinity and rows whose squared norm leaves float32, leaves the correction as it was. */
-sona_status sona_adapter_append(sona_adapter *adapter, float coef, const float *up, const float *down, float offset);
+SONA_API sona_status sona_adapter_append(sona_adapter *adapter, float coef, const float *up, const float *down, float offset);
 
 /* Truncates now unless `rows` more pairs fit without it; after SONA_OK that many appends need no memory.  rows <= window. */
-sona_status sona_adapter_make_room(sona_adapter *adapter, size_t rows);
+SONA_API sona_status sona_adapter_make_room(sona_adapter *adapter, size_t rows);
 
 /* Moves the micro rows into the base. */
-void sona_adapter_fold(sona_adapter *adapter);
+SONA_API void sona_adapter_fold(sona_adapter *adapter);
 
 /* Truncates now, whatever the window holds.  SONA_ENOMEM leaves the adapter as it was. */
-sona_status sona_adapter_truncate(sona_adapter *adapter);
+SONA_API sona_status sona_adapter_truncate(sona_adapter *adapter);
 
 /* Replaces all rows in one publication: down and up (total, dim) with rows ld apart, offset (total) or NULL; base <= total.
  * `total` may exceed the rank: the block grows to hold it. */
-sona_status sona_adapter_assign(sona_adapter *adapter, const float *down, const float *up, size_t ld, const float *offset, size_t base,
-                                size_t total);
+SONA_API sona_status sona_adapter_assign(sona_adapter *adapter, const float *down, const float *up, size_t ld, const float *offset,
+                                         size_t base, size_t total);
 
 /* Writer's own view and counters; valid until the next writer call. */
-sona_lora sona_adapter_view(const sona_adapter *adapter);
-sona_adapter_info sona_adapter_describe(const sona_adapter *adapter);
-const sona_kernels *sona_adapter_kernels(const sona_adapter *adapter);
+SONA_API sona_lora sona_adapter_view(const sona_adapter *adapter);
+SONA_API sona_adapter_info sona_adapter_describe(const sona_adapter *adapter);
+SONA_API const sona_kernels *sona_adapter_kernels(const sona_adapter *adapter);
 
 #ifdef __cplusplus
 }

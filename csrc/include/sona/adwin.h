@@ -41,18 +41,18 @@ typedef struct sona_adwin {
 } sona_adwin;
 
 /* delta in (0, 1) bounds the chance of a false alarm. */
-void sona_adwin_init(sona_adwin *adwin, double delta);
+SONA_API void sona_adwin_init(sona_adwin *adwin, double delta);
 
 /* Takes a finite value in [-1, 1].  -1 when the window was cut because the mean fell, 1 when it rose, 0 when nothing was found, and when
  * the mean fell from further above 0 than it is below now: surprises are 0 on average, so that is only the end of a rise. */
-int sona_adwin_add(sona_adwin *adwin, uint64_t id, double value);
+SONA_API int sona_adwin_add(sona_adwin *adwin, uint64_t id, double value);
 
 /* Mean of the full buckets, 0 where there are none. */
-double sona_adwin_mean(const sona_adwin *adwin);
+SONA_API double sona_adwin_mean(const sona_adwin *adwin);
 
 /* The id that the first value of the window came with; of the bucket that is not full where there is no other, else 0. A few values of
  * before a change stay until there are more new ones: */
-uint64_t sona_adwin_first(const sona_adwin *adwin);
+SONA_API uint64_t sona_adwin_first(const sona_adwin *adwin);
 
 #ifdef __cplusplus
 }

@@ -30,19 +30,19 @@ typedef struct sona_guard {
 } sona_guard;
 
 /* odds > 0: of model 0 against each other one at the start. Two models: the third joins with sona_guard_admit. */
-void sona_guard_init(sona_guard *guard, double odds);
+SONA_API void sona_guard_init(sona_guard *guard, double odds);
 
 /* A fresh copy of model 0 becomes model 2. It ties with model 0, so it starts well behind: otherwise it would take half of the draws. */
-void sona_guard_admit(sona_guard *guard);
+SONA_API void sona_guard_admit(sona_guard *guard);
 
-void sona_guard_weights(const sona_guard *guard, double weight[SONA_GUARD_MODELS]);
+SONA_API void sona_guard_weights(const sona_guard *guard, double weight[SONA_GUARD_MODELS]);
 
 /* chance[j]: probability with which model j would have served the action that was served; propensity: the probability with which it was
  * served, in (0, 1]; reward in [0, 1]; expected: what the learner's own choice was to earn, NaN when that is not known.  The baseline may
  * depend on the request, not on the model: it changes no expectation, and a calibrated one leaves only the surprise as noise.
  * weight in (0, 1]: what the reward counts for as evidence. */
-void sona_guard_update(sona_guard *guard, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected,
-                       double weight);
+SONA_API void sona_guard_update(sona_guard *guard, const float chance[SONA_GUARD_MODELS], double propensity, double reward, double expected,
+                                double weight);
 
 #ifdef __cplusplus
 }

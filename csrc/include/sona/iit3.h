@@ -54,14 +54,14 @@ typedef struct sona_iit3_result {
  *
  * SONA_OK, SONA_ENONFINITE, or SONA_EINVAL: n or a chance outside of its range, or a node whose chance depends on one that cm does not
  * connect to it. */
-sona_status sona_iit3_check(uint32_t n, const double *tpm, const uint8_t *cm);
+SONA_API sona_status sona_iit3_check(uint32_t n, const double *tpm, const uint8_t *cm);
 
 /* 1 where some state leads to this one with a chance of at least 1e-200, else 0. */
-int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state);
+SONA_API int sona_iit3_reachable(uint32_t n, const double *tpm, uint32_t state);
 
 /* How much there is to do for the system in any state: bipartitions of mechanisms and purviews that are connected, over the whole and all
  * cuts without those that a cut does not touch, each times the square of the purview's states.  Cheap. */
-uint64_t sona_iit3_work(uint32_t n, const double *tpm);
+SONA_API uint64_t sona_iit3_work(uint32_t n, const double *tpm);
 
 /* Fills result, which the caller owns; of its concepts as many as there are.  A system that cm does not connect strongly, or of one node,
  * has Phi 0 and its concepts are not looked for.  Without concepts Phi is 0 and nothing is cut.  Further cuts are not looked at after one
@@ -69,12 +69,12 @@ uint64_t sona_iit3_work(uint32_t n, const double *tpm);
  *
  * SONA_EINVAL also for a state that nothing leads to, SONA_EFULL where sona_iit3_work is above `most`, SONA_ENOMEM; SONA_ESTOPPED where
  * stop said so: result is unspecified then. */
-sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, int (*stop)(void *context),
-                      void *context, sona_iit3_result *result);
+SONA_API sona_status sona_iit3(uint32_t n, const double *tpm, const uint8_t *cm, uint32_t state, uint64_t most, int (*stop)(void *context),
+                               void *context, sona_iit3_result *result);
 
 /* Earth mover's distance between two distributions over the states of k nodes, (2^k) each, where a node that differs costs 1.  SONA_EINVAL
  * for k above 7, SONA_ENOMEM. */
-sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance);
+SONA_API sona_status sona_iit3_distance(uint32_t k, const double *p, const double *q, double *distance);
 
 #ifdef __cplusplus
 }

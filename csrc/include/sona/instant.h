@@ -54,8 +54,8 @@ typedef struct sona_calibration {
   double restore;         /* share of P's prior that unexpected failures have earned back and P has not received yet; SONA_FULL */
 } sona_calibration;
 
-sona_status sona_instant_create(const sona_instant_options *options, sona_instant **out);
-void sona_instant_destroy(sona_instant *instant); /* accepts NULL */
+SONA_API sona_status sona_instant_create(const sona_instant_options *options, sona_instant **out);
+SONA_API void sona_instant_destroy(sona_instant *instant); /* accepts NULL */
 
 enum { SONA_STEP_OWN = 1, SONA_STEP_AGAIN = 2 };
 
@@ -64,40 +64,40 @@ enum { SONA_STEP_OWN = 1, SONA_STEP_AGAIN = 2 };
  * step.  flags: SONA_STEP_OWN, the policy would have chosen the action itself (only such outcomes calibrate); SONA_STEP_AGAIN, the outcome
  * has been counted before: neither P nor the calibration moves.  report may be NULL. SONA_EINVAL, SONA_ENONFINITE and SONA_ENOMEM leave
  * everything as it was. */
-sona_status sona_instant_step(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability, float rate,
-                              float reward, float weight, unsigned flags, sona_step *report);
+SONA_API sona_status sona_instant_step(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability,
+                                       float rate, float reward, float weight, unsigned flags, sona_step *report);
 
 /* The reward of an outcome that is already learned from changes by `change` in [-1, 1]: applies the difference once, at the current
  * weights.  P and the calibration do not move; see sona_instant_recalibrate. */
-sona_status sona_instant_revise(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability, float rate,
-                                float change, float weight, sona_step *report);
+SONA_API sona_status sona_instant_revise(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability,
+                                         float rate, float change, float weight, sona_step *report);
 
 /* Makes the calibration what it would be had the own choice of `probability`, learned as number `step` (sona_calibration.steps right
  * after it), been rewarded by `change` more. */
-void sona_instant_recalibrate(sona_instant *instant, float probability, float change, uint64_t step);
+SONA_API void sona_instant_recalibrate(sona_instant *instant, float probability, float change, uint64_t step);
 
 /* min(1, R / Q), and the same after another own choice of probability `pi` with a reward: how a caller keeps R and Q per action. */
-float sona_instant_confidence(const sona_instant *instant);
-void sona_calibration_add(double *rewarded, double *shown, float probability, float reward);
+SONA_API float sona_instant_confidence(const sona_instant *instant);
+SONA_API void sona_calibration_add(double *rewarded, double *shown, float probability, float reward);
 /* R as if the choice made `age` own choices ago had been rewarded by `change` more. */
-void sona_calibration_correct(double *rewarded, float probability, float change, uint64_t age);
+SONA_API void sona_calibration_correct(double *rewarded, float probability, float change, uint64_t age);
 
 /* x'^T P x': the posterior variance of a weighting of x (dim) */
-float sona_instant_variance(sona_instant *instant, const float *x);
+SONA_API float sona_instant_variance(sona_instant *instant, const float *x);
 
 /* P <- keep P + (1 - keep) p0 I, after a drift alarm; keep in [0, 1].  Nothing to do for SONA_IDENTITY. */
-void sona_instant_soften(sona_instant *instant, float keep);
+SONA_API void sona_instant_soften(sona_instant *instant, float keep);
 
 /* The number of actions has changed: how much one outcome shrinks P from now on. */
-void sona_instant_set_precision_scale(sona_instant *instant, float scale);
+SONA_API void sona_instant_set_precision_scale(sona_instant *instant, float scale);
 
-sona_calibration sona_instant_calibration(const sona_instant *instant);
-void sona_instant_set_calibration(sona_instant *instant, sona_calibration calibration);
+SONA_API sona_calibration sona_instant_calibration(const sona_instant *instant);
+SONA_API void sona_instant_set_calibration(sona_instant *instant, sona_calibration calibration);
 
 /* P (side, side) with rows ld apart, side = dim + 1; NULL for SONA_IDENTITY.  The writer may overwrite it when restoring. */
-float *sona_instant_covariance(sona_instant *instant, size_t *side, size_t *ld);
+SONA_API float *sona_instant_covariance(sona_instant *instant, size_t *side, size_t *ld);
 
-size_t sona_instant_bytes(const sona_instant *instant);
+SONA_API size_t sona_instant_bytes(const sona_instant *instant);
 
 #ifdef __cplusplus
 }

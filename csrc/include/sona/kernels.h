@@ -12,7 +12,7 @@
 #ifndef SONA_KERNELS_H
 #define SONA_KERNELS_H
 
-#include <stddef.h>
+#include "sona/sona.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -70,11 +70,11 @@ typedef struct sona_kernels {
 } sona_kernels;
 
 /* The tables that can run here, slowest first: index 0 is "scalar". */
-size_t sona_kernels_count(void);
-const sona_kernels *sona_kernels_at(size_t index); /* NULL past the end */
+SONA_API size_t sona_kernels_count(void);
+SONA_API const sona_kernels *sona_kernels_at(size_t index); /* NULL past the end */
 
 /* By name; NULL asks for the best.  NULL when the name is unknown or this machine cannot run it. */
-const sona_kernels *sona_kernels_get(const char *isa);
+SONA_API const sona_kernels *sona_kernels_get(const char *isa);
 
 #ifdef __cplusplus
 }

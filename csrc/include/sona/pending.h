@@ -14,7 +14,7 @@ extern "C" {
 typedef struct sona_pending sona_pending;
 
 /* A decision with its input.  The bytes from here on, `size` of them, are what a store keeps. */
-typedef struct sona_record {
+SONA_EXTENSION typedef struct sona_record {
   uint64_t id;
   uint64_t size; /* bytes with x and candidates */
   double time;   /* seconds since the epoch: a label, not used for intervals */
@@ -27,19 +27,19 @@ typedef struct sona_record {
 
 /* capacity: decisions, rounded up to a power of two; dim: floats of x; bytes: of the ring, 0 for room for `capacity` decisions over all
  * arms.  SONA_EINVAL, SONA_ENOMEM. */
-sona_status sona_pending_create(size_t capacity, size_t dim, size_t bytes, sona_pending **out);
-void sona_pending_destroy(sona_pending *pending); /* accepts NULL */
+SONA_API sona_status sona_pending_create(size_t capacity, size_t dim, size_t bytes, sona_pending **out);
+SONA_API void sona_pending_destroy(sona_pending *pending); /* accepts NULL */
 
 /* Room for a decision with `count` explicit candidates; id, size, dim and count are filled in, the rest is zero.  NULL when it could never
  * fit.  Valid until the next put. */
-sona_record *sona_pending_put(sona_pending *pending, uint64_t id, uint32_t count);
+SONA_API sona_record *sona_pending_put(sona_pending *pending, uint64_t id, uint32_t count);
 
 /* NULL when the id is unknown or has been overwritten. */
-sona_record *sona_pending_get(sona_pending *pending, uint64_t id);
+SONA_API sona_record *sona_pending_get(sona_pending *pending, uint64_t id);
 
 static inline int32_t *sona_record_candidates(sona_record *record) { return record->count ? (int32_t *)(record->x + record->dim) : NULL; }
 
-size_t sona_pending_bytes(const sona_pending *pending);
+SONA_API size_t sona_pending_bytes(const sona_pending *pending);
 
 #ifdef __cplusplus
 }

@@ -55,11 +55,11 @@ typedef struct sona_phi {
  * SONA_EINVAL: n is 0 or too large for the method, an option is outside its range, a weight is negative, w is not symmetric where it has to
  * be, or the weights of a directed graph differ by more than float64 holds.  SONA_ENONFINITE: a weight is.  *out is unchanged on failure.
  */
-sona_status sona_phi_compute(const double *w, size_t n, const sona_phi_options *options, sona_phi *out);
+SONA_API sona_status sona_phi_compute(const double *w, size_t n, const sona_phi_options *options, sona_phi *out);
 
 /* The bits that one cut loses, and I(V): any proper part of the n nodes.  Fails as sona_phi_compute, and with SONA_EINVAL for another
  * part.  The method is not looked at. */
-sona_status sona_phi_cut(const double *w, size_t n, const sona_phi_options *options, uint64_t part, double *bits, double *total);
+SONA_API sona_status sona_phi_cut(const double *w, size_t n, const sona_phi_options *options, uint64_t part, double *bits, double *total);
 
 /* A graph by rows: the weights from node i are weight[start[i]] to weight[stop[i] - 1], to the nodes in `column`. */
 typedef struct sona_phi_graph {
@@ -73,8 +73,8 @@ typedef struct sona_phi_graph {
  * again counts once, and numbers below 0 are none.  out[k].part has a bit for each different member, the least first.  Only the rows of
  * members are read.  Fails as sona_phi_compute, also with SONA_EINVAL where a member or its row is outside of the graph; *failed says at
  * which k, and the results before it have been written. */
-sona_status sona_phi_subgraphs(const sona_phi_graph *graph, const int64_t *member, const int64_t *offset, size_t count,
-                               const sona_phi_options *options, sona_phi *out, size_t *failed);
+SONA_API sona_status sona_phi_subgraphs(const sona_phi_graph *graph, const int64_t *member, const int64_t *offset, size_t count,
+                                        const sona_phi_options *options, sona_phi *out, size_t *failed);
 
 #ifdef __cplusplus
 }

@@ -65,21 +65,22 @@ typedef struct sona_outcome {
 } sona_outcome;
 
 /* adapter and instant outlive the policy and belong to the caller. */
-sona_status sona_policy_create(const sona_policy_options *options, sona_adapter *adapter, sona_instant *instant, sona_policy **out);
-void sona_policy_destroy(sona_policy *policy); /* accepts NULL */
+SONA_API sona_status sona_policy_create(const sona_policy_options *options, sona_adapter *adapter, sona_instant *instant,
+                                        sona_policy **out);
+SONA_API void sona_policy_destroy(sona_policy *policy); /* accepts NULL */
 
 /* Puts an arm into a free row (returned in *row).  vector (dim), finite; cost in units of reward. */
-sona_status sona_policy_add_arm(sona_policy *policy, const float *vector, float cost, int32_t *row);
+SONA_API sona_status sona_policy_add_arm(sona_policy *policy, const float *vector, float cost, int32_t *row);
 /* SONA_EINVAL when the row holds no arm. */
-sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row);
+SONA_API sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row);
 
-size_t sona_policy_rows(const sona_policy *policy);            /* rows in use or removed: the length of a full score vector */
-int sona_policy_alive(const sona_policy *policy, int32_t row); /* 0 for removed and for rows out of range */
+SONA_API size_t sona_policy_rows(const sona_policy *policy);            /* rows in use or removed: the length of a full score vector */
+SONA_API int sona_policy_alive(const sona_policy *policy, int32_t row); /* 0 for removed and for rows out of range */
 /* Whether a decision made at that version meant by this row the arm that is in it today; 0 too where that arm has been removed. */
-int sona_policy_knew(const sona_policy *policy, int32_t row, uint32_t version);
-uint32_t sona_policy_version(const sona_policy *policy);
-const float *sona_policy_vector(const sona_policy *policy, int32_t row);
-float sona_policy_cost(const sona_policy *policy, int32_t row);
+SONA_API int sona_policy_knew(const sona_policy *policy, int32_t row, uint32_t version);
+SONA_API uint32_t sona_policy_version(const sona_policy *policy);
+SONA_API const float *sona_policy_vector(const sona_policy *policy, int32_t row);
+SONA_API float sona_policy_cost(const sona_policy *policy, int32_t row);
 
 /* Another learner on trial beside this one, a policy over an adapter and an instant step of its own, which belongs to the caller and
  * outlives the trial; NULL ends it.  It learns every reward that this one learns.  Where a greedy policy and its rival choose different
@@ -88,7 +89,7 @@ float sona_policy_cost(const sona_policy *policy, int32_t row);
  * counts: so the rival's arm has at least share * SONA_RIVAL_LEAST and the learner's (1 - share) * SONA_RIVAL_LEAST.
  * SONA_EINVAL unless both have the same dim and the same arms in the same rows with the same history, see sona_policy_take_arms. */
 #define SONA_RIVAL_LEAST 0.5f
-sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial);
+SONA_API sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float share, uint8_t trial);
 
 /* A pool of two: another learner, a policy over an adapter and an instant step of its own, which belongs to the caller; NULL ends it.  It
  * learns every reward, and what a greedy policy serves is the arm with the largest mixed forecast,
@@ -98,27 +99,27 @@ sona_status sona_policy_set_rival(sona_policy *policy, sona_policy *rival, float
  *
  * Probabilities that a request reports are mixed too.  SONA_EINVAL as for sona_policy_set_rival, which excludes a partner, and for a policy
  * that explores. */
-sona_status sona_policy_set_partner(sona_policy *policy, sona_policy *partner);
+SONA_API sona_status sona_policy_set_partner(sona_policy *policy, sona_policy *partner);
 /* w of the policy itself; 1 without a partner. */
-double sona_policy_own_share(const sona_policy *policy);
+SONA_API double sona_policy_own_share(const sona_policy *policy);
 
 /* Learns an outcome once more with a step of the identity, `step`, whose calibration is overwritten: neither calibration, trust nor P of
  * the policy move, nor guard, rival and partner.  weight in (0, 1].  SONA_EINVAL as for sona_policy_learn. */
-sona_status sona_policy_rehearse(sona_policy *policy, sona_instant *step, const float *x, const int32_t *candidates, size_t count,
-                                 const sona_decision *decision, float reward, float weight);
+SONA_API sona_status sona_policy_rehearse(sona_policy *policy, sona_instant *step, const float *x, const int32_t *candidates, size_t count,
+                                          const sona_decision *decision, float reward, float weight);
 
 /* The same arms in the same rows, with their history; what `policy` knew of others is dropped, its adapter stays.  From then on add and
  * remove reach the rival of a policy too. */
-sona_status sona_policy_take_arms(sona_policy *policy, const sona_policy *source);
+SONA_API sona_status sona_policy_take_arms(sona_policy *policy, const sona_policy *source);
 
 /* The kill switch: a disabled policy serves the frozen model's first choice, with propensity 1. On at creation. */
-int sona_policy_enabled(const sona_policy *policy);
-void sona_policy_set_enabled(sona_policy *policy, int enabled);
+SONA_API int sona_policy_enabled(const sona_policy *policy);
+SONA_API void sona_policy_set_enabled(sona_policy *policy, int enabled);
 
 /* Chooses an arm.  candidates (count) are rows that are alive, or NULL for all; probability (count, or rows when NULL) receives pi, 0
  * for removed arms.  SONA_ENONFINITE when a score is not finite, SONA_EINVAL when there is nothing to choose from. */
-sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, float *probability,
-                              sona_decision *decision);
+SONA_API sona_status sona_policy_route(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, float *probability,
+                                       sona_decision *decision);
 
 /* What similar decisions earned, by row: sums of w r and of w, which says how similar. */
 typedef struct sona_evidence {
@@ -129,37 +130,38 @@ typedef struct sona_evidence {
 /* sona_policy_route of a learner that proposes, in place of its own first choice, the arm with the largest
  * (prior pi + earned) / (prior / c + seen) - cost.  decision->own still speaks of its own choice, chance and propensity of what was
  * proposed. Exploration and a disabled policy leave the evidence aside; NULL is none. */
-sona_status sona_policy_route_beside(sona_policy *policy, const sona_evidence *evidence, const float *x, const int32_t *candidates,
-                                     size_t count, float *probability, sona_decision *decision);
+SONA_API sona_status sona_policy_route_beside(sona_policy *policy, const sona_evidence *evidence, const float *x, const int32_t *candidates,
+                                              size_t count, float *probability, sona_decision *decision);
 
 /* The first choice of one model, without exploration, recording or learning. */
-sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count, int32_t *arm);
+SONA_API sona_status sona_policy_best(sona_policy *policy, sona_model model, const float *x, const int32_t *candidates, size_t count,
+                                      int32_t *arm);
 
 /* What each tier adds to the score of each row: frozen (times trust), base, micro and bias (rows each). */
-void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias);
+SONA_API void sona_policy_explain(sona_policy *policy, const float *x, float *frozen, float *base, float *micro, float *bias);
 
 /* p: the reward in [0, 1] that today's weights expect of a decision; nothing is learned.  SONA_EINVAL as in sona_policy_learn. */
-sona_status sona_policy_expect(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
-                               float *expected);
+SONA_API sona_status sona_policy_expect(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
+                                        const sona_decision *decision, float *expected);
 
 /* The first reward of a decision; weight in (0, 1] scales the step and what the guard makes of it.  SONA_EINVAL when its arm is gone or
  * nothing else was alive then. */
-sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
-                              float reward, float weight, sona_outcome *outcome, sona_step *step);
+SONA_API sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
+                                       const sona_decision *decision, float reward, float weight, sona_outcome *outcome, sona_step *step);
 
 /* Another reward for a decision already learned from: takes the old step back exactly while its row still stands, else applies the
  * difference once.  The guard keeps the first reward; the same reward again changes nothing.  SONA_EINVAL as above. */
-sona_status sona_policy_revise(sona_policy *policy, const float *x, const int32_t *candidates, size_t count, const sona_decision *decision,
-                               float reward, sona_outcome *outcome, sona_step *step);
+SONA_API sona_status sona_policy_revise(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
+                                        const sona_decision *decision, float reward, sona_outcome *outcome, sona_step *step);
 
 /* c: what a confident choice earns, the success rate of the best arm or of all choices, whichever is higher; in [0, 1]. */
-float sona_policy_confidence(const sona_policy *policy);
+SONA_API float sona_policy_confidence(const sona_policy *policy);
 
 /* ---- state ---- */
 
 /* R and Q of one arm, and how often it was the own choice. */
-void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown, uint64_t *choices);
-void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown, uint64_t choices);
+SONA_API void sona_policy_get_calibration(const sona_policy *policy, int32_t row, double *rewarded, double *shown, uint64_t *choices);
+SONA_API void sona_policy_set_calibration(sona_policy *policy, int32_t row, double rewarded, double shown, uint64_t choices);
 
 typedef struct sona_policy_state {
   sona_guard guard;
@@ -169,15 +171,15 @@ typedef struct sona_policy_state {
   double loss[2];               /* L of the policy itself and of its partner */
 } sona_policy_state;
 
-sona_policy_state sona_policy_get_state(const sona_policy *policy);
-void sona_policy_set_state(sona_policy *policy, sona_policy_state state);
+SONA_API sona_policy_state sona_policy_get_state(const sona_policy *policy);
+SONA_API void sona_policy_set_state(sona_policy *policy, sona_policy_state state);
 
 /* The older copies: 0 is the anchor, 1 the one that becomes the anchor next.  The view is valid until the next learning call. */
-sona_lora sona_policy_copy(const sona_policy *policy, int which);
-sona_status sona_policy_set_copy(sona_policy *policy, int which, const float *down, const float *up, size_t ld, const float *offset,
-                                 size_t rows);
+SONA_API sona_lora sona_policy_copy(const sona_policy *policy, int which);
+SONA_API sona_status sona_policy_set_copy(sona_policy *policy, int which, const float *down, const float *up, size_t ld,
+                                          const float *offset, size_t rows);
 
-size_t sona_policy_bytes(const sona_policy *policy);
+SONA_API size_t sona_policy_bytes(const sona_policy *policy);
 
 #ifdef __cplusplus
 }

@@ -22,7 +22,7 @@ typedef struct sona_rehearsal {
 
 /* Rehearses decisions with ids from `oldest` to `newest` that are remembered and rewarded, with their last reward; returns how many.  What
  * cannot be learned is left out. */
-size_t sona_rehearse(sona_rehearsal *rehearsal, sona_pending *pending, sona_policy *policy, uint64_t oldest, uint64_t newest);
+SONA_API size_t sona_rehearse(sona_rehearsal *rehearsal, sona_pending *pending, sona_policy *policy, uint64_t oldest, uint64_t newest);
 
 #ifdef __cplusplus
 }

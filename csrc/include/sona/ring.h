@@ -28,7 +28,7 @@ extern "C" {
  * about as much as their work.  C++ links them from the library.  Recompile what includes this header when the library changes. */
 #ifndef SONA_RING_CALL
 #ifdef __cplusplus
-#define SONA_RING_CALL
+#define SONA_RING_CALL SONA_API
 #else
 #define SONA_RING_CALL static inline
 #endif
@@ -46,13 +46,13 @@ typedef struct sona_ring_options {
 } sona_ring_options;
 
 /* SONA_EINVAL for an option out of range; SONA_ENOMEM when the memory cannot be had.  *out is untouched on failure. */
-sona_status sona_ring_create(const sona_ring_options *options, sona_ring **out);
+SONA_API sona_status sona_ring_create(const sona_ring_options *options, sona_ring **out);
 
 /* The same for records of exactly `record` bytes, 1 to half of the capacity, without headers. */
-sona_status sona_ring_create_fixed(const sona_ring_options *options, size_t record, sona_ring **out);
+SONA_API sona_status sona_ring_create_fixed(const sona_ring_options *options, size_t record, sona_ring **out);
 
 /* Neither side may be in use.  Records that are still inside are gone.  Accepts NULL. */
-void sona_ring_destroy(sona_ring *ring);
+SONA_API void sona_ring_destroy(sona_ring *ring);
 
 /* ---- producer ---- */
 
@@ -79,21 +79,21 @@ SONA_RING_CALL void sona_ring_release(sona_ring *ring);
 
 /* [consumer] Peek, copy, release: 1 when a record was copied, 0 when the ring is empty or when the record is larger than `room` and stays.
  * *size is the size of the record in both cases that met one, 0 when the ring is empty. */
-int sona_ring_pop(sona_ring *ring, void *data, size_t room, size_t *size);
+SONA_API int sona_ring_pop(sona_ring *ring, void *data, size_t room, size_t *size);
 
 /* ---- both ---- */
 
 /* [any] Fixed at creation: bytes of the ring, and the largest record it takes. */
-size_t sona_ring_capacity(const sona_ring *ring);
-size_t sona_ring_max_record(const sona_ring *ring);
+SONA_API size_t sona_ring_capacity(const sona_ring *ring);
+SONA_API size_t sona_ring_max_record(const sona_ring *ring);
 
 /* [any] A snapshot: bytes in use, with headers and skipped bytes, and records inside.  Exact on a thread that is one of the two sides
  * while the other rests; otherwise true of some moment during the call or close to it, and never above the capacity. */
-size_t sona_ring_used(const sona_ring *ring);
-size_t sona_ring_records(const sona_ring *ring);
+SONA_API size_t sona_ring_used(const sona_ring *ring);
+SONA_API size_t sona_ring_records(const sona_ring *ring);
 
 /* [any] How many reservations were answered SONA_EFULL. */
-uint64_t sona_ring_dropped(const sona_ring *ring);
+SONA_API uint64_t sona_ring_dropped(const sona_ring *ring);
 
 #ifdef __cplusplus
 }

@@ -62,11 +62,11 @@ struct sona_ring {
 };
 
 /* Whatever sona_ring_reserve and sona_ring_push leave: looks where the consumer is, turns to the front, counts, refuses. */
-sona_status sona_ring_reserve_slowly(sona_ring *ring, size_t size, void **record);
-sona_status sona_ring_push_slowly(sona_ring *ring, const void *data, size_t size);
+SONA_API sona_status sona_ring_reserve_slowly(sona_ring *ring, size_t size, void **record);
+SONA_API sona_status sona_ring_push_slowly(sona_ring *ring, const void *data, size_t size);
 
 /* What sona_ring_peek does at ring->ready: looks where the producer is, turns to the front.  0 when the ring is empty. */
-int sona_ring_look(sona_ring *ring);
+SONA_API int sona_ring_look(sona_ring *ring);
 
 static inline size_t sona_ring_round_up(size_t size) { return (size + 7) & ~(size_t)7; }
 

@@ -29,17 +29,17 @@ typedef struct sona_trust {
   int64_t patience; /* so many of them raise the next doubt */
 } sona_trust;
 
-void sona_trust_init(sona_trust *trust);
+SONA_API void sona_trust_init(sona_trust *trust);
 
 /* margin: m; frozen: g; confidence: c in [0, 1]; reward in [0, 1]; weight in (0, 1] scales the step. */
-void sona_trust_update(sona_trust *trust, double margin, double frozen, double confidence, double reward, double weight);
+SONA_API void sona_trust_update(sona_trust *trust, double margin, double frozen, double confidence, double reward, double weight);
 
 /* Takes back what an update changed: `value` and `variance` are what it added to them. */
-void sona_trust_take_back(sona_trust *trust, double value, double variance);
+SONA_API void sona_trust_take_back(sona_trust *trust, double value, double variance);
 
 /* Counts an own choice of the policy.  Nonzero when none has ever been rewarded and the patience of 64, 128, 256, ... choices is over: c
  * has fallen to zero by then and explains every failure, so the caller starts c anew; the doubt about trust has been raised here. */
-int sona_trust_barren(sona_trust *trust, double reward);
+SONA_API int sona_trust_barren(sona_trust *trust, double reward);
 
 #ifdef __cplusplus
 }

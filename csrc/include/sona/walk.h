@@ -50,11 +50,11 @@ typedef struct sona_walk_options {
  *
  * SONA_EINVAL for options outside their range, a start, row or neighbour outside of the graph: out is unspecified then, and nothing
  * beside the arrays was read.  SONA_ENOMEM without the memory for what a few walks have visited.  Any number of threads. */
-sona_status sona_walk(const sona_walk_graph *graph, const sona_walk_options *options, const int32_t *starts, size_t first, size_t count,
-                      int32_t *out);
+SONA_API sona_status sona_walk(const sona_walk_graph *graph, const sona_walk_options *options, const int32_t *starts, size_t first,
+                               size_t count, int32_t *out);
 
 /* Fills cumulative for the rows start[i] to stop[i] of weight, i below rows.  Summed in double precision. */
-void sona_walk_cumulate(const int64_t *start, const int64_t *stop, size_t rows, const float *weight, float *cumulative);
+SONA_API void sona_walk_cumulate(const int64_t *start, const int64_t *stop, size_t rows, const float *weight, float *cumulative);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,242 @@
+/* A program's own allocator sees every byte that the library asks for, and gets every one back; when it has none left, every function says
+ * so and keeps nothing. */
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "sona/iit3.h"
+#include "sona/phi.h"
+#include "sona/rehearse.h"
+#include "sona/ring.h"
+#include "sona/walk.h"
+
+enum { DIM = 6, ARMS = 4, NODES = 5, EDGES = 2 * NODES };
+
+/* Each block begins with its size. */
+#define HEAD 64
+static size_t bytes, blocks, calls, failing = SIZE_MAX;
+static size_t most; /* of bytes */
+
+static void *counted(size_t count, size_t size) {
+  if (calls++ == failing) return NULL;
+  unsigned char *block = calloc(1, HEAD + count * size);
+  if (!block) return NULL;
+  *(size_t *)(void *)block = count * size;
+  bytes += count * size;
+  if (bytes > most) most = bytes;
+  blocks++;
+  return block + HEAD;
+}
+
+static void returned(void *memory) {
+  unsigned char *block = (unsigned char *)memory - HEAD;
+  bytes -= *(size_t *)(void *)block;
+  blocks--;
+  free(block);
+}
+
+static const sona_allocator counting = {counted, returned};
+
+/* What each function that allocates answers; objects that could be made are gone when it returns. */
+typedef sona_status (*life)(void);
+
+#define TRY(call)                           \
+  do {                                      \
+    if (status == SONA_OK) status = (call); \
+  } while (0)
+
+static sona_status a_policy_that_learns(void) {
+  const sona_adapter_options a = {.dim = DIM, .rank = 2, .rank_max = 4, .micro = 2, .max_discard = 0.05, .scale = 1};
+  const sona_instant_options i = {.dim = DIM, .p0 = 0.2f, .constant = 0.3f, .precision_scale = 0.5f, .precondition = SONA_FULL};
+  const sona_instant_options identity = {.dim = DIM, .p0 = 0.2f, .constant = 0.3f, .precision_scale = 0.5f};
+  const sona_policy_options p = {.dim = DIM, .tau = 0.1f, .off_policy_step = 0.3f, .anchor_every = 100, .guard = 1};
+  sona_adapter *adapter = NULL;
+  sona_rehearsal rehearsal = {.rows = 2, .window = 8, .strength = 1};
+  sona_instant *instant = NULL;
+  sona_policy *policy = NULL;
+  sona_pending *pending = NULL;
+  sona_status status = SONA_OK;
+  TRY(sona_adapter_create(&a, &adapter));
+  TRY(sona_instant_create(&i, &instant));
+  TRY(sona_instant_create(&identity, &rehearsal.step));
+  TRY(sona_policy_create(&p, adapter, instant, &policy));
+  TRY(sona_pending_create(8, DIM, 0, &pending));
+  for (int arm = 0; arm < ARMS; arm++) {
+    float vector[DIM] = {0};
+    int32_t row;
+    vector[arm] = 1;
+    TRY(sona_policy_add_arm(policy, vector, 0, &row));
+  }
+  for (uint64_t t = 0; t < 30 && status == SONA_OK; t++) {
+    float x[DIM] = {0}, probability[ARMS];
+    sona_decision decision;
+    x[t % DIM] = 0.8f, x[(t + 1) % DIM] = 0.6f;
+    TRY(sona_policy_route(policy, x, NULL, 0, probability, &decision));
+    if (status != SONA_OK) break;
+    sona_record *record = sona_pending_put(pending, t, 0);
+    memcpy(record->x, x, sizeof x);
+    record->decision = decision;
+    TRY(sona_policy_learn(policy, x, NULL, 0, &decision, 1, 1, &record->outcome, NULL));
+    record->learned = status == SONA_OK;
+    if (status == SONA_OK) sona_rehearse(&rehearsal, pending, policy, 0, t);
+  }
+  TRY(sona_adapter_truncate(adapter));
+  sona_policy_destroy(policy);
+  sona_instant_destroy(instant);
+  sona_instant_destroy(rehearsal.step);
+  sona_adapter_destroy(adapter);
+  sona_pending_destroy(pending);
+  return status;
+}
+
+static sona_status two_rings(void) {
+  const sona_ring_options options = {.capacity = 256};
+  sona_ring *ring = NULL, *fixed = NULL;
+  sona_status status = sona_ring_create(&options, &ring);
+  TRY(sona_ring_create_fixed(&options, 8, &fixed));
+  TRY(sona_ring_push(fixed, "01234567", 8));
+  sona_ring_destroy(ring);
+  sona_ring_destroy(fixed);
+  return status;
+}
+
+/* A circle of NODES nodes by rows, an edge each way. */
+static int64_t start[NODES], stop[NODES];
+static int32_t column[EDGES];
+static float weight[EDGES];
+
+static void make_circle(void) {
+  for (int i = 0; i < NODES; i++) {
+    start[i] = 2 * i, stop[i] = 2 * i + 2;
+    column[2 * i] = (i + 1) % NODES, column[2 * i + 1] = (i + NODES - 1) % NODES;
+    weight[2 * i] = weight[2 * i + 1] = 1;
+  }
+}
+
+static sona_status phi_of(sona_phi_method method, int normalise) {
+  const sona_phi_options options = {.alpha = 0.9, .normalise = normalise, .method = method};
+  double w[NODES * NODES] = {0};
+  sona_phi phi;
+  double cut, total;
+  for (int i = 0; i < EDGES; i++) w[i / 2 * NODES + column[i]] = 1;
+  sona_status status = sona_phi_compute(w, NODES, &options, &phi);
+  TRY(sona_phi_cut(w, NODES, &options, 3, &cut, &total));
+  return status;
+}
+
+static sona_status phi_by_every_cut(void) { return phi_of(SONA_PHI_EXHAUSTIVE, 1); }
+static sona_status phi_by_queyranne(void) { return phi_of(SONA_PHI_QUEYRANNE, 0); }
+
+static sona_status phi_of_subgraphs(void) {
+  const sona_phi_graph graph = {.nodes = NODES, .entries = EDGES, .start = start, .stop = stop, .column = column, .weight = weight};
+  const sona_phi_options options = {.alpha = 0.9};
+  const int64_t member[] = {0, 1, 2, 1, 2, 3}, offset[] = {0, 3, 6};
+  sona_phi phi[2];
+  size_t failed;
+  return sona_phi_subgraphs(&graph, member, offset, 2, &options, phi, &failed);
+}
+
+static sona_status walks_that_remember(void) {
+  float cumulative[EDGES];
+  int32_t out[4 * 3];
+  const int32_t starts[] = {0, 1, 2};
+  sona_walk_cumulate(start, stop, NODES, weight, cumulative);
+  const sona_walk_graph graph = {NODES, EDGES, start, stop, column, weight, cumulative};
+  const sona_walk_options options = {.length = 4, .temperature = 0.5, .revisit = 0.5, .restart = 0.1, .jump = 0.1};
+  return sona_walk(&graph, &options, starts, 0, 3, out);
+}
+
+static sona_status integrated_information(void) {
+  static sona_iit3_result result;
+  double tpm[8][3];
+  const uint8_t cm[9] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
+  for (int s = 0; s < 8; s++) {
+    const int a = s & 1, b = s >> 1 & 1, c = s >> 2 & 1;
+    tpm[s][0] = (a + b + c) % 2, tpm[s][1] = a & c, tpm[s][2] = a | b;
+  }
+  const double p[] = {0.5, 0, 0.5, 0}, q[] = {0, 0.25, 0.25, 0.5};
+  double distance;
+  sona_status status = sona_iit3(3, &tpm[0][0], cm, 0, SONA_IIT3_WORK, &result);
+  TRY(sona_iit3_distance(2, p, q, &distance));
+  return status;
+}
+
+static const struct {
+  const char *name;
+  life run;
+} lives[] = {{"a policy that learns", a_policy_that_learns},
+             {"two rings", two_rings},
+             {"phi by every cut", phi_by_every_cut},
+             {"phi by Queyranne", phi_by_queyranne},
+             {"phi of subgraphs", phi_of_subgraphs},
+             {"walks that remember", walks_that_remember},
+             {"integrated information", integrated_information}};
+
+enum { LIVES = sizeof lives / sizeof *lives };
+
+static void test_an_allocator_without_a_function_is_refused(void) {
+  static const sona_allocator no_allocate = {NULL, returned}, no_release = {counted, NULL};
+  CHECK_EQ(sona_set_allocator(NULL), SONA_EINVAL);
+  CHECK_EQ(sona_set_allocator(&no_allocate), SONA_EINVAL);
+  CHECK_EQ(sona_set_allocator(&no_release), SONA_EINVAL);
+}
+
+static void test_the_first_one_that_is_named_stays(void) {
+  static const sona_allocator other = {calloc, free};
+  CHECK(sona_calloc(SIZE_MAX, 2) == NULL); /* asks nobody, so it decides nothing */
+  CHECK_EQ(sona_set_allocator(&counting), SONA_OK);
+  CHECK_EQ(sona_set_allocator(&other), SONA_EINVAL);
+  CHECK_EQ(sona_set_allocator(&counting), SONA_OK);
+}
+
+static void test_memory_is_aligned_whatever_the_allocator(void) {
+  for (size_t size = 0; size < 200; size += 7) {
+    unsigned char *memory = sona_calloc(1, size);
+    CHECK(memory != NULL && bytes >= size);
+    CHECK_EQ((uintptr_t)memory % 64, 0);
+    sona_free(memory);
+    CHECK_EQ(bytes, 0);
+  }
+}
+
+static void test_every_byte_comes_back(void) {
+  for (int k = 0; k < LIVES; k++) {
+    most = calls = 0;
+    CHECK_STR(sona_status_str(lives[k].run()), "success");
+    CHECK(calls > 0 && most > 0);
+    if (bytes || blocks) printf("%s: %zu bytes in %zu blocks are still there\n", lives[k].name, bytes, blocks);
+    CHECK_EQ(bytes, 0);
+    CHECK_EQ(blocks, 0);
+  }
+}
+
+static void test_what_fails_for_want_of_memory_keeps_none(void) {
+  for (int k = 0; k < LIVES; k++) {
+    size_t refused = 0;
+    calls = 0;
+    failing = SIZE_MAX;
+    CHECK_EQ(lives[k].run(), SONA_OK);
+    const size_t total = calls;
+    for (size_t n = 0; n < total; n++) {
+      calls = 0;
+      failing = n;
+      const sona_status status = lives[k].run();
+      CHECK(status == SONA_ENOMEM || status == SONA_OK); /* a copy that is put off does not fail */
+      refused += status == SONA_ENOMEM;
+      if (bytes) printf("%s: allocation %zu fails: %zu bytes are still there\n", lives[k].name, n, bytes);
+      CHECK_EQ(bytes, 0);
+    }
+    CHECK(refused > 0);
+    failing = SIZE_MAX;
+  }
+}
+
+int main(void) {
+  make_circle();
+  test_an_allocator_without_a_function_is_refused();
+  test_the_first_one_that_is_named_stays();
+  test_memory_is_aligned_whatever_the_allocator();
+  test_every_byte_comes_back();
+  test_what_fails_for_want_of_memory_keeps_none();
+  return check_done("allocator");
+}
