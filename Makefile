@@ -14,6 +14,7 @@ help:
 	@echo "make check-all       test, sanitizers, slow tests"
 	@echo "make bench           kernels, ring, router: the table of the README"
 	@echo "make bench-learning  regret against frozen and swept peers"
+	@echo "make -C csrc install PREFIX=<directory>   libsona, the C library: docs/c.md"
 	@echo "make asv-compare BASE=<revision>   fail when a benchmark is 15 % slower than BASE"
 
 # $(1): extras. The log is shown when something fails.

@@ -237,8 +237,7 @@ def test_header_needs_no_other_in_c(header: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", PUBLIC, ids=lambda header: header.name)
 def test_header_is_cpp(header: Path, tmp_path: Path) -> None:
     (tmp_path / "only.cpp").write_text(f'#include "sona/{header.name}"\n#include "sona/{header.name}"\n', encoding="utf-8")
-    # Not -Wpedantic: a C11 flexible array is an extension that every C++ compiler has.
-    flags = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only")
+    flags = ("-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only")
     run(compiler("c++", "g++", "clang++"), *flags, f"-I{CSRC}/include", "only.cpp", cwd=tmp_path)
 
 

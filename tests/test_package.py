@@ -113,7 +113,8 @@ def test_wheel_says_what_it_is(built: Built) -> None:
 def test_source_archive_has_the_c_core_and_no_generated_c(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    core = {name for name in built.files if name.startswith(("csrc/src/", "csrc/include/"))}
+    core = {name for name in built.files if name.startswith("csrc/") and not name.startswith("csrc/tests/")}
+    assert {"csrc/Makefile", "csrc/CMakeLists.txt", "csrc/package/sona.pc.in"} <= core
     assert core <= names
     assert {name for name in names if name.endswith(".c")} <= core
     assert not [name for name in names if name.startswith(("tests", "csrc/tests", "build"))]
