@@ -205,7 +205,7 @@ def nm(*files: Path, only: str = "") -> list[Symbol]:
     options = [{"dynamic": "--dynamic"}.get(word, f"--{word}-only") for word in only.split()]
     found, file = [], files[0].stem
     for line in run("nm", "--format=sysv", *options, *files, cwd=files[0].parent).splitlines():
-        if named := re.match(r"(?:Undefined s|S)ymbols from (.*):$", line):
+        if named := re.match(r".*symbols from (.*):$", line, re.IGNORECASE):
             file = Path(named[1]).stem
         name, *rest = (cell.strip() for cell in line.split("|"))
         if len(rest) == 6 and name != "Name":
