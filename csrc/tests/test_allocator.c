@@ -156,7 +156,7 @@ static sona_status integrated_information(void) {
   }
   const double p[] = {0.5, 0, 0.5, 0}, q[] = {0, 0.25, 0.25, 0.5};
   double distance;
-  sona_status status = sona_iit3(3, &tpm[0][0], cm, 0, SONA_IIT3_WORK, &result);
+  sona_status status = sona_iit3(3, &tpm[0][0], cm, 0, SONA_IIT3_WORK, NULL, NULL, &result);
   TRY(sona_iit3_distance(2, p, q, &distance));
   return status;
 }
