@@ -140,7 +140,8 @@ def _kept(store: SqliteStore, name: str) -> tuple[Arrays, dict[str, Any], int]:
     """The state of that name, and the number of the last reward in it; SonaStoreError when there is none."""
     state = store.get_state(name)
     if state is None:
-        raise SonaStoreError(f"{store.path}: there is no state {name!r}")
+        known = ", ".join(learners(store)) or "none"
+        raise SonaStoreError(f"{store.path}: there is no state {name!r}; expected one of the names {known} (--name)")
     return (*decode_state(state[0]), state[1])
 
 

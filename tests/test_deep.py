@@ -646,7 +646,7 @@ def test_dream_says_what_is_wrong(world: Clusters, path: Path, capsys: pytest.Ca
     for arguments, message in (
         ([str(path.with_name("none.db"))], "none.db"),
         ([str(path), "--namespace", "other"], "'other'"),
-        ([str(path), "--name", "other"], "there is no state 'other'"),
+        ([str(path), "--name", "other"], "there is no state 'other'; expected one of the names default (--name)"),
     ):
         assert main(["dream", *arguments]) == 1
         assert message in capsys.readouterr().err
