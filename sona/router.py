@@ -170,6 +170,8 @@ class Router:
         unknown = [arm for arm in costs if arm not in vectors]
         if unknown:
             raise SonaValueError(f"cost: expected names of arms, got {unknown}")
+        if pool and explore in ("thompson", "softmax"):
+            raise SonaValueError(f"explore: expected 'greedy' with pool=True, got {explore!r}")
         at_least("retrieval", retrieval, 0)
         if retrieval and explore != "greedy":
             raise SonaValueError(f"retrieval: expected 0 with explore={explore!r}, got {retrieval}")

@@ -231,8 +231,9 @@ def test_candidates_are_not_put_on_trial_in_a_pool() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     world = Clusters(11)
-    with pytest.raises(SonaValueError, match="greedy"):
-        Router(world.arms, pool=True, explore="softmax")
+    for explore in ("thompson", "softmax"):
+        with pytest.raises(SonaValueError, match=f"explore: expected 'greedy' with pool=True, got '{explore}'"):
+            Router(world.arms, pool=True, explore=explore)
     policy, other = member(world, "full"), member(Clusters(12, arms=4), "identity")
     with pytest.raises(SonaValueError, match="same arms"):
         policy.join(other)
