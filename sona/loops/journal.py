@@ -26,10 +26,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 log = logging.getLogger("sona")
 
 STATE_FORMAT = 1
-_DTYPES = {
-    "<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8",
-    "<u8": "U64", "<u4": "U32", "<u2": "U16", "|u1": "U8", "|b1": "BOOL",
-}  # fmt: skip
 POLL_SECONDS = 1.0
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
@@ -88,20 +84,11 @@ def _log_failure(error: Exception) -> None:
 
 
 def encode_state(arrays: Arrays, meta: dict[str, Any]) -> bytes:
-    """
-    One safetensors blob with JSON metadata.
+    """One safetensors blob with JSON metadata."""
+    from safetensors.numpy import save
 
-    Written here because `safetensors.numpy.save` holds everything twice more while it writes, which a full memory of 80 MB feels.
-    """
-    ordered = sorted(arrays.items(), key=lambda each: (-each[1].itemsize, each[0]))  # so that each array lies at a multiple of its size
-    kept = {name: np.asarray(a, order="C") for name, a in ordered}
-    stop = np.cumsum([0, *(a.nbytes for a in kept.values())]).tolist()
-    header: dict[str, Any] = {"__metadata__": {"sona": json.dumps(meta)}}
-    for (name, a), begin, end in zip(kept.items(), stop[:-1], stop[1:], strict=True):
-        header[name] = {"dtype": _DTYPES[a.dtype.str], "shape": list(a.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data start at a multiple of 8
-    return b"".join([len(text).to_bytes(8, "little"), text, *(a.reshape(-1).view(np.uint8).data for a in kept.values())])
+    blob: bytes = save({name: np.asarray(a, order="C") for name, a in arrays.items()}, {"sona": json.dumps(meta)})
+    return blob
 
 
 def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
