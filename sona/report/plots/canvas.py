@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sona.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -27,3 +28,10 @@ def blank(width: float = 10.5, height: float = 4.4) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def plain(axes: Axes, title: str) -> None:
+    """A title, a faint grid and no box around."""
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

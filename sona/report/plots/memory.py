@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sona.errors import SonaValueError
 from sona.memory.kinds import NodeKind
 from sona.memory.phi import weights_of
-from sona.report.plots.canvas import blank
+from sona.report.plots.canvas import blank, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,11 +190,9 @@ def draw_patterns(centroids: Any, quality: Any, size: Any, path: str | os.PathLi
     for row in np.argsort(-sizes, kind="stable")[:20].tolist():
         _name(axes, str(row if labels is None else labels[row]), at[row])
     figure.colorbar(dots, ax=axes, label="mean reward", shrink=0.8)
-    axes.set_title(f"{len(x)} patterns; the two axes hold {kept:.0%} of their variance", fontsize=11)
+    plain(axes, f"{len(x)} patterns; the two axes hold {kept:.0%} of their variance")
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")
 
 
@@ -233,9 +231,7 @@ def draw_quality(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[s
         if axes.lines:
             axes.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
         axes.set_xlabel("Deep cycle")
-        axes.set_title(what, fontsize=11)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes, what)
         axes.set_xlim(left.get_xlim())
         axes.xaxis.get_major_locator().set_params(integer=True)
     left.set_ylim(0, max(left.get_ylim()[1], 1.0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sona.report.plots.canvas import blank
+from sona.report.plots.canvas import blank, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +136,5 @@ def _dress(axes: Axes, what: str, resumed: Sequence[int]) -> None:
     for place, at in enumerate(resumed):
         axes.axvline(at, color="#999999", linewidth=1.0, zorder=0, label="_hidden" if place else "resumed")
     axes.set_xlabel("Round")
-    axes.set_title(what, fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, what)
     axes.margins(x=0.01)
