@@ -48,6 +48,13 @@ def coerce(value: Any, shape: tuple[int | None, ...], name: str) -> Floats:
     return result
 
 
+def unit_rows(x: Floats) -> Floats:
+    """Rows (..., d) divided by their norms; zero rows stay zero. Norms in double precision: no square of a float32 overflows there."""
+    norm = np.sqrt(np.einsum("...i,...i->...", x, x, dtype=np.float64))
+    result: Floats = (x / np.where(norm == 0, 1, norm)[..., None]).astype(np.float32)
+    return result
+
+
 def output(value: Any, shape: tuple[int, ...], name: str) -> Floats:
     """Check an array that will be written to: float32, C-contiguous, aligned, writeable, of this shape. No copy is made."""
     if not isinstance(value, np.ndarray):

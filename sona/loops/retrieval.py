@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats, coerce
+from sona._arrays import Floats, coerce, unit_rows
 from sona._kernels import Kernels
 from sona.loops._policy import Decision, Policy
 from sona.loops.rows import Rows
 from sona.loops.ruling import at_least
-from sona.patterns.pattern import unit_rows
 
 # Swept on seeds 0 to 4 of 13 streams, 5 to 30 neighbours and a prior of 1 to 5: the pair at which none of them became worse.
 NEIGHBOURS = 10

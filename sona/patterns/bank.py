@@ -10,14 +10,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats, coerce
+from sona._arrays import Floats, coerce, unit_rows
 from sona._fields import finite
 from sona._kernels import Kernels
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError
 from sona.patterns.clusters import Doubles, Ints, assignment, fit, near_duplicates, nearest, one_thread, similarities
 from sona.patterns.config import PatternConfig
 from sona.patterns.hierarchy import PatternHierarchy
-from sona.patterns.pattern import LearnedPattern, PatternType, unit_interval, unit_rows
+from sona.patterns.pattern import LearnedPattern, PatternType, unit_interval
 from sona.patterns.prior import retrieval_prior
 from sona.patterns.statistics import PatternStatistics
 from sona.patterns.verdict import Verdict, verdicts

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats
-from sona.patterns.pattern import unit_rows
+from sona._arrays import Floats, unit_rows
 
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]

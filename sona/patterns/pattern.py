@@ -126,11 +126,3 @@ def unit_interval(value: Any, name: str) -> float:
     if not 0 <= result <= 1:
         raise SonaValueError(f"{name}: expected a number in [0, 1], got {result:g}")
     return result
-
-
-def unit_rows(x: Floats) -> Floats:
-    """Each row of x (n, d) divided by its norm; zero rows stay zero. Norms in double precision: no square of a float32 overflows there."""
-    norm = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
-    norm[norm == 0] = 1
-    result: Floats = (x / norm[:, None]).astype(np.float32)
-    return result

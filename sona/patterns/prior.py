@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats, coerce
+from sona._arrays import Floats, coerce, unit_rows
 from sona._kernels import Kernels
 from sona.errors import SonaTypeError, SonaValueError
 from sona.patterns.clusters import Doubles
-from sona.patterns.pattern import unit_rows
 
 _NORM_TOLERANCE = 1e-3
 
