@@ -1,10 +1,11 @@
-# Everything runs in .venv, made from python3 and the package registry. `make` lists the targets.
+# Everything runs in .venv, made from python3 and the package registry. `make` lists the targets; JOBS is how many processes run tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 STAMP := $(VENV)/.installed
 COMMA := ,
+JOBS ?= 2
 
 .PHONY: help install install-dev demo test lint check-all bench bench-learning asv-compare clean
 
@@ -51,7 +52,7 @@ lint: install-dev
 
 test: lint
 	$(MAKE) -C csrc/tests check
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term-missing:skip-covered -m "not slow"
 
 check-all: test
 	$(MAKE) -C csrc/tests asan tsan
