@@ -256,12 +256,18 @@ HARMLESS = re.compile(
     r"|log10|pow|l?l?round|l?l?rint|sqrt|cbrt|copysign)f?"
 )
 
+# What csrc/src/shared_file.c asks of the operating system, for files that processes share.
+FILES = re.compile(
+    r"open|close|read|pread|pwrite|fstat|ftruncate|posix_fallocate|fcntl|mmap|munmap|madvise|sysconf|getpid|clock_gettime|__errno_location"
+    r"|(?:open|pread|pwrite|fstat|ftruncate|posix_fallocate|fcntl|mmap)64|__error"
+)
+
 
 @ELF
 def test_the_library_cannot_print_exit_or_allocate_behind_the_allocator(installed: Installed) -> None:
     needed = {symbol.name for symbol in nm(installed.shared, only="dynamic undefined")}
     assert {"calloc", "free", "exp"} <= needed
-    assert sorted(name for name in needed if not HARMLESS.fullmatch(name)) == []
+    assert sorted(name for name in needed if not HARMLESS.fullmatch(name) and not FILES.fullmatch(name)) == []
     for word in ("abort", "exit", "_exit", "printf", "puts", "__assert_fail", "malloc", "getenv", "fopen", "__printf_chk", "stderr"):
         assert not HARMLESS.fullmatch(word), word
 
@@ -269,6 +275,13 @@ def test_the_library_cannot_print_exit_or_allocate_behind_the_allocator(installe
 @ELF
 def test_one_file_asks_the_c_library_for_memory(made: Installed) -> None:
     assert {s.file for s in nm(*objects(made), only="undefined") if s.name in ("calloc", "free")} == {"status"}
+
+
+@ELF
+def test_one_file_asks_the_operating_system_for_files(made: Installed) -> None:
+    """The others only hand errno on."""
+    asking = {s.file for s in nm(*objects(made), only="undefined") if FILES.fullmatch(s.name) and s.name != "__errno_location"}
+    assert asking == {"shared_file"}
 
 
 @ELF

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "adapter_rows.h"
 #include "truncate.h"
 
 /* Rows 0..total are immutable once counts says so; the writer fills row `total` and then publishes. */
@@ -256,19 +257,30 @@ void sona_adapter_fold(sona_adapter *a) {
   atomic_store_explicit(&b->counts, pack(total, total), memory_order_release); /* pairs with sona_reader_view */
 }
 
-sona_status sona_adapter_assign(sona_adapter *a, const float *down, const float *up, size_t ld, const float *offset, size_t base,
-                                size_t total) {
-  if (base > total || total > UINT32_MAX / 4 || ld < a->dim) return SONA_EINVAL;
+sona_status sona_adapter_stage(sona_adapter *a, size_t total, sona_adapter_rows *rows) {
+  if (total > UINT32_MAX / 4) return SONA_EINVAL;
   const size_t rank = total < a->rank_max ? total : a->rank_max;
   const size_t limit = (rank > a->rank ? rank : a->rank) + a->window;
   block *next = spare_block(a, limit > total ? limit : total);
   if (!next) return SONA_ENOMEM;
+  *rows = (sona_adapter_rows){.down = next->down, .up = next->up, .offset = next->offset, .ld = a->ld, .block = next};
+  return SONA_OK;
+}
+
+void sona_adapter_show(sona_adapter *a, const sona_adapter_rows *rows, size_t base, size_t total) { publish(a, rows->block, base, total); }
+
+sona_status sona_adapter_assign(sona_adapter *a, const float *down, const float *up, size_t ld, const float *offset, size_t base,
+                                size_t total) {
+  if (base > total || ld < a->dim) return SONA_EINVAL;
+  sona_adapter_rows next;
+  const sona_status status = sona_adapter_stage(a, total, &next);
+  if (status != SONA_OK) return status;
   for (size_t r = 0; r < total; r++) {
-    memcpy(next->down + r * a->ld, down + r * ld, a->dim * sizeof *down);
-    memcpy(next->up + r * a->ld, up + r * ld, a->dim * sizeof *up);
-    next->offset[r] = offset ? offset[r] : 0;
+    memcpy(next.down + r * a->ld, down + r * ld, a->dim * sizeof *down);
+    memcpy(next.up + r * a->ld, up + r * ld, a->dim * sizeof *up);
+    next.offset[r] = offset ? offset[r] : 0;
   }
-  publish(a, next, base, total);
+  sona_adapter_show(a, &next, base, total);
   return SONA_OK;
 }
 

@@ -36,6 +36,11 @@ const char *sona_status_str(sona_status status) {
     case SONA_EFULL: return "a bounded structure is full";
     case SONA_ENONFINITE: return "an input holds NaN or infinity";
     case SONA_ESTOPPED: return "stopped by the caller";
+    case SONA_EIO: return "the operating system refused, see errno";
+    case SONA_EBUSY: return "in use by another process";
+    case SONA_ECORRUPT: return "a file or bytes that are not what they should be";
+    case SONA_EVERSION: return "of another format, width or model";
+    case SONA_EAGAIN: return "not now, try again later";
   }
   return "unknown status";
 }

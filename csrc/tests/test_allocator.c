@@ -1,14 +1,15 @@
 /* A program's own allocator sees every byte that the library asks for, and gets every one back; when it has none left, every function says
  * so and keeps nothing. */
-#include <stdint.h>
-#include <stdlib.h>
-
+#define _GNU_SOURCE
 #include "check.h"
+#include "scratch.h"
 #include "sona/iit3.h"
 #include "sona/phi.h"
 #include "sona/rehearse.h"
 #include "sona/ring.h"
+#include "sona/shared_ring.h"
 #include "sona/walk.h"
+#include "sona/weights.h"
 
 enum { DIM = 6, ARMS = 4, NODES = 5, EDGES = 2 * NODES };
 
@@ -100,6 +101,46 @@ static sona_status two_rings(void) {
   return status;
 }
 
+static sona_status a_shared_ring(void) {
+  const char *path = scratch_path();
+  sona_shared_ring *producer = NULL, *consumer = NULL;
+  sona_status status = sona_shared_ring_open(path, SONA_PRODUCER, 4096, &producer);
+  TRY(sona_shared_ring_open(path, SONA_CONSUMER, 4096, &consumer));
+  TRY(sona_shared_ring_push(producer, "01234567", 8, NULL));
+  sona_shared_ring_close(producer);
+  sona_shared_ring_close(consumer);
+  return status;
+}
+
+/* From one adapter through bytes and a file into two others, which grow. */
+static sona_status weights_between_processes(void) {
+  enum { LAYERS = 2, RANK = 40 };
+  const char *path = scratch_path();
+  const sona_adapter_options a = {.dim = DIM, .rank = 2, .rank_max = 4, .micro = 2, .max_discard = 0.05, .scale = 1};
+  const sona_weights_options o = {.layers = LAYERS, .dim = DIM, .max_rank = RANK};
+  static float rows[RANK * DIM];
+  static unsigned char encoded[16 + 4 * RANK * (2 * DIM + 1)];
+  const void *factors[LAYERS] = {encoded, encoded};
+  sona_adapter *from = NULL, *to[LAYERS] = {NULL, NULL};
+  sona_weights *writer = NULL, *reader = NULL;
+  size_t size = 0;
+  sona_status status = sona_adapter_create(&a, &from);
+  for (int i = 0; i < LAYERS; i++) TRY(sona_adapter_create(&a, &to[i]));
+  TRY(sona_adapter_assign(from, rows, rows, DIM, NULL, RANK, RANK));
+  TRY(sona_adapter_encode(from, encoded, sizeof encoded, &size));
+  TRY(sona_weights_create(path, &o, &writer));
+  TRY(sona_weights_open(path, &o, &reader));
+  TRY(sona_weights_publish(writer, factors, (size_t[]){size, size}, 1));
+  TRY(sona_weights_adopt(reader, to, NULL));
+  for (int i = 0; i < LAYERS; i++) /* all of them or none */
+    if (to[0] && to[1]) CHECK_EQ(sona_adapter_describe(to[i]).total, status == SONA_OK ? RANK : 0);
+  sona_weights_close(writer);
+  sona_weights_close(reader);
+  sona_adapter_destroy(from);
+  for (int i = 0; i < LAYERS; i++) sona_adapter_destroy(to[i]);
+  return status;
+}
+
 /* A circle of NODES nodes by rows, an edge each way. */
 static int64_t start[NODES], stop[NODES];
 static int32_t column[EDGES];
@@ -166,6 +207,8 @@ static const struct {
   life run;
 } lives[] = {{"a policy that learns", a_policy_that_learns},
              {"two rings", two_rings},
+             {"a shared ring", a_shared_ring},
+             {"weights between processes", weights_between_processes},
              {"phi by every cut", phi_by_every_cut},
              {"phi by Queyranne", phi_by_queyranne},
              {"phi of subgraphs", phi_of_subgraphs},

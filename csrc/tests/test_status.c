@@ -27,8 +27,10 @@ static void test_a_version_fits_its_own_interface_and_what_came_before(void) {
 }
 
 static void test_status_texts(void) {
-  static const sona_status all[] = {SONA_OK, SONA_EINVAL, SONA_ENOMEM, SONA_EFULL, SONA_ENONFINITE, SONA_ESTOPPED};
+  static const sona_status all[] = {SONA_OK,  SONA_EINVAL, SONA_ENOMEM,   SONA_EFULL,    SONA_ENONFINITE, SONA_ESTOPPED,
+                                    SONA_EIO, SONA_EBUSY,  SONA_ECORRUPT, SONA_EVERSION, SONA_EAGAIN};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    CHECK_EQ(all[i], i);
     for (size_t j = 0; j < i; j++) CHECK(strcmp(sona_status_str(all[i]), sona_status_str(all[j])) != 0);
   }
   CHECK_STR(sona_status_str((sona_status)99), "unknown status");

@@ -86,6 +86,23 @@ SONA_API sona_status sona_adapter_truncate(sona_adapter *adapter);
 SONA_API sona_status sona_adapter_assign(sona_adapter *adapter, const float *down, const float *up, size_t ld, const float *offset,
                                          size_t base, size_t total);
 
+/* ---- as bytes: what the Python module calls Factors ----
+ *
+ * Little-endian: "sonafac1", uint32 rank, uint32 dim, then float32 down (rank, dim), up (rank, dim) with the scale in it, offset (rank).
+ * Equal rows have equal bytes. */
+
+/* How many bytes sona_adapter_encode writes now. */
+SONA_API size_t sona_adapter_encoded_size(const sona_adapter *adapter);
+
+/* All rows into `to`, at any address; *size is how many bytes that took.  SONA_EFULL: more than `room`; SONA_ENONFINITE: a row leaves
+ * float32 once the scale is in it. */
+SONA_API sona_status sona_adapter_encode(const sona_adapter *adapter, void *to, size_t room, size_t *size);
+
+/* Replaces all rows, in one publication, by those in exactly `size` bytes, which may come from anywhere; they are of the base tier then.
+ * SONA_ECORRUPT: not such bytes; SONA_EVERSION: rows of another width; SONA_ENONFINITE: NaN, infinity or rows whose squared norm leaves
+ * float32; SONA_ENOMEM.  On failure the adapter is as it was. */
+SONA_API sona_status sona_adapter_decode(sona_adapter *adapter, const void *from, size_t size);
+
 /* Writer's own view and counters; valid until the next writer call. */
 SONA_API sona_lora sona_adapter_view(const sona_adapter *adapter);
 SONA_API sona_adapter_info sona_adapter_describe(const sona_adapter *adapter);

@@ -45,7 +45,12 @@ typedef enum sona_status {
   SONA_ENOMEM = 2,     /* allocation failed, or a size would overflow */
   SONA_EFULL = 3,      /* no room: a bounded structure is at capacity */
   SONA_ENONFINITE = 4, /* an input holds NaN or infinity */
-  SONA_ESTOPPED = 5    /* the caller's own function asked to stop */
+  SONA_ESTOPPED = 5,   /* the caller's own function asked to stop */
+  SONA_EIO = 6,        /* the operating system refused; errno holds why */
+  SONA_EBUSY = 7,      /* another process, or another handle, has that side of the file */
+  SONA_ECORRUPT = 8,   /* a file or bytes that are not what they should be */
+  SONA_EVERSION = 9,   /* intact, but of a format, width or model that is not the one asked for */
+  SONA_EAGAIN = 10     /* not now: try again later */
 } sona_status;
 
 /* Of the library that is linked, where the macros above are of the headers that were compiled: "0.1.0", and its SONA_VERSION_NUMBER. */
