@@ -11,14 +11,21 @@
 #include "scratch.h"
 #include "sona/shared_ring.h"
 
-enum { CAPACITY = 16384, RECORDS = 1 << 20 };
+enum { CAPACITY = 16384 };
 
+static size_t records; /* room in what is noted by number */
 static struct notes {
-  _Atomic uint64_t committed[RECORDS]; /* by number: the seed of a record whose commit has returned */
-  _Atomic uint64_t arrived[RECORDS];   /* and of one that the consumer has taken */
-  _Atomic uint64_t taken;              /* what a learner keeps with its state: the number up to which it has taken them */
+  _Atomic uint64_t *committed; /* the seed of a record whose commit has returned */
+  _Atomic uint64_t *arrived;   /* and of one that the consumer has taken */
+  _Atomic uint64_t taken;      /* what a learner keeps with its state: the number up to which it has taken them */
   _Atomic uint64_t twice, torn, disordered, refused;
 } *notes;
+
+static void *lasting(size_t size) {
+  void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) exit(1);
+  return memory;
+}
 
 /* Size and bytes of a record are decided by its seed, which stands in front. */
 static size_t size_of(uint64_t seed) { return 8 + (seed * 0x9e3779b97f4a7c15u >> 54) % 700; }
@@ -35,7 +42,7 @@ static void produce(const char *path, uint64_t life, uint64_t most) {
     while (sona_shared_ring_reserve(ring, size, &record) != SONA_OK) sched_yield();
     memcpy(record, &seed, 8);
     for (size_t k = 8; k < size; k++) ((unsigned char *)record)[k] = byte_of(seed, k);
-    if (sona_shared_ring_commit(ring, size, &sequence) != SONA_OK || sequence >= RECORDS) break;
+    if (sona_shared_ring_commit(ring, size, &sequence) != SONA_OK || sequence >= records) break;
     atomic_store(&notes->committed[sequence], seed);
   }
   sona_shared_ring_close(ring);
@@ -62,14 +69,14 @@ static void consume(const char *path, uint64_t idle) {
     whole = whole && size == size_of(seed);
     for (size_t k = 8; whole && k < size; k++) whole = record[k] == byte_of(seed, k);
     if (!whole) atomic_fetch_add(&notes->torn, 1);
-    if (sequence <= last || sequence >= RECORDS) atomic_fetch_add(&notes->disordered, 1);
+    if (sequence <= last || sequence >= records) atomic_fetch_add(&notes->disordered, 1);
     last = sequence;
-    if (sequence > atomic_load(&notes->taken) && sequence < RECORDS) { /* else a consumer before this one had it */
+    if (sequence > atomic_load(&notes->taken) && sequence < records) { /* else a consumer before this one had it */
       if (atomic_load(&notes->arrived[sequence])) atomic_fetch_add(&notes->twice, 1);
       /* Two stores are no transaction: one that was killed between them is made up for.  A learner has one. */
       atomic_store(&notes->taken, sequence);
       atomic_store(&notes->arrived[sequence], seed);
-    } else if (sequence < RECORDS) {
+    } else if (sequence < records) {
       atomic_store(&notes->arrived[sequence], seed);
     }
     if (++held % 8 == 0) sona_shared_ring_release(ring);
@@ -88,8 +95,10 @@ static pid_t start(int side, const char *path, uint64_t life) {
 }
 
 int main(void) {
-  notes = mmap(NULL, sizeof *notes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (notes == MAP_FAILED) return 1;
+  records = (size_t)scratch_rounds(1 << 20);
+  notes = lasting(sizeof *notes);
+  notes->committed = lasting(records * sizeof(uint64_t));
+  notes->arrived = lasting(records * sizeof(uint64_t));
   const char *path = scratch_path();
   sona_random rng;
   sona_random_seed(&rng, (uint64_t)time(NULL));
@@ -113,7 +122,7 @@ int main(void) {
   }
   consume(path, 2); /* the rest, through a handle that finds what they left */
   uint64_t committed = 0, lost = 0, changed = 0;
-  for (size_t i = 0; i < RECORDS; i++) {
+  for (size_t i = 0; i < records; i++) {
     const uint64_t want = atomic_load(&notes->committed[i]), got = atomic_load(&notes->arrived[i]);
     committed += want != 0;
     lost += want && !got;
