@@ -20,6 +20,10 @@ struct sona_reader {
   _Alignas(64) _Atomic(block *) held; /* hazard pointer: a block found here is not recycled */
   sona_adapter *adapter;
   atomic_bool taken;
+  /* Its last view, good for as long as block, counts and tier stay: the request path hands it on and stores nothing. */
+  sona_tier tier;
+  uint64_t counts;
+  _Alignas(64) sona_lora view; /* in one cache line, because a kernel reads its fields at once */
 };
 
 /* At most one block per reader can be pinned, one is current and one is being filled. */
@@ -124,20 +128,6 @@ void sona_reader_release(sona_reader *reader) {
   atomic_store_explicit(&reader->taken, false, memory_order_release);
 }
 
-/* The current block, pinned.  The hazard is written only when the block changes, so the steady state is two loads. */
-static inline block *pin(sona_reader *reader) {
-  block *held = atomic_load_explicit(&reader->held, memory_order_relaxed);
-  /* acquire pairs with the store in publish: the rows of the block are visible */
-  block *seen = atomic_load_explicit(&reader->adapter->current, memory_order_acquire);
-  while (held != seen) {
-    held = seen;
-    /* seq_cst on both sides: either the writer's scan sees our hazard, or we see its newer block and try again */
-    atomic_store_explicit(&reader->held, held, memory_order_seq_cst);
-    seen = atomic_load_explicit(&reader->adapter->current, memory_order_seq_cst);
-  }
-  return held;
-}
-
 /* Branches rather than products with 0: the request path waits for the pointers. */
 static inline sona_lora view_of(const sona_adapter *a, const block *b, uint64_t counts, sona_tier tier) {
   sona_lora w = {.down = b->down, .up = b->up, .offset = b->offset, .ld = a->ld, .dim = a->dim, .scale = a->scale};
@@ -152,23 +142,42 @@ static inline sona_lora view_of(const sona_adapter *a, const block *b, uint64_t 
   return w;
 }
 
-static inline sona_lora pinned_view(sona_reader *reader, sona_tier tier) {
-  const block *b = pin(reader);
+/* Pins the current block and makes a view of it. */
+static const sona_lora *look(sona_reader *reader, sona_tier tier) {
+  block *held = atomic_load_explicit(&reader->held, memory_order_relaxed);
+  /* acquire pairs with the store in publish: the rows of the block are visible */
+  block *seen = atomic_load_explicit(&reader->adapter->current, memory_order_acquire);
+  while (held != seen) {
+    held = seen;
+    /* seq_cst on both sides: either the writer's scan sees our hazard, or we see its newer block and try again */
+    atomic_store_explicit(&reader->held, held, memory_order_seq_cst);
+    seen = atomic_load_explicit(&reader->adapter->current, memory_order_seq_cst);
+  }
   /* acquire pairs with the release in sona_adapter_append: rows below total are complete */
-  return view_of(reader->adapter, b, atomic_load_explicit(&b->counts, memory_order_acquire), tier);
+  reader->counts = atomic_load_explicit(&held->counts, memory_order_acquire);
+  reader->tier = tier;
+  reader->view = view_of(reader->adapter, held, reader->counts, tier);
+  return &reader->view;
 }
 
-sona_lora sona_reader_view(sona_reader *reader, sona_tier tier) { return pinned_view(reader, tier); }
+/* The rows that are current now.  The steady state is three loads and three comparisons: a block that is held is not filled anew, and its
+ * counts only grow, so equal ones are the same rows. */
+static inline const sona_lora *pinned_view(sona_reader *reader, sona_tier tier) {
+  const block *held = atomic_load_explicit(&reader->held, memory_order_relaxed);
+  /* acquire, both, as in look */
+  if (held != atomic_load_explicit(&reader->adapter->current, memory_order_acquire)) return look(reader, tier);
+  if (reader->counts != atomic_load_explicit(&held->counts, memory_order_acquire) || reader->tier != tier) return look(reader, tier);
+  return &reader->view;
+}
+
+sona_lora sona_reader_view(sona_reader *reader, sona_tier tier) { return *pinned_view(reader, tier); }
 
 void sona_adapter_forward(sona_reader *reader, sona_tier tier, const float *x, float *y) {
-  /* In one cache line: the kernel reads the fields at once, and a store across two lines is not passed on to a load. */
-  _Alignas(64) const sona_lora w = pinned_view(reader, tier);
-  if (w.rank) reader->adapter->kernels->lora_forward(&w, x, y);
+  reader->adapter->kernels->lora_forward(pinned_view(reader, tier), x, y);
 }
 
 void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float *x, size_t ldx, float *y, size_t ldy, size_t rows) {
-  const sona_lora w = pinned_view(reader, tier);
-  if (w.rank) reader->adapter->kernels->lora_forward_batch(&w, x, ldx, y, ldy, rows);
+  reader->adapter->kernels->lora_forward_batch(pinned_view(reader, tier), x, ldx, y, ldy, rows);
 }
 
 /* ---- writer ---- */

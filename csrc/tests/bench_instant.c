@@ -1,7 +1,7 @@
 /* What learning from one outcome costs.
  *
  *   bench_instant          an aligned table
- *   bench_instant --json   one object a line: bench, case, ns, ratio, target_ns, pass; null where a row has none
+ *   bench_instant --json   one object a line: bench, case, ns, target_ns, pass; null where a row has none
  *
  * ns is the median over the rounds, each long enough for the clock and shorter than a time slice. */
 #define _POSIX_C_SOURCE 200809L
@@ -48,17 +48,15 @@ static void *must_have(void *memory) {
   return memory;
 }
 
-/* target_ns, ratio: 0 for none */
-static void report(const char *bench, const char *what, double *ns, double ratio, double target_ns) {
+/* target_ns: 0 for none */
+static void report(const char *bench, const char *what, double *ns, double target_ns) {
   const double typical = median(ns, ROUNDS);
   if (json) {
     printf("{\"bench\":\"%s\",\"case\":\"%s\",\"ns\":%.1f", bench, what, typical);
-    ratio > 0 ? printf(",\"ratio\":%.3f", ratio) : printf(",\"ratio\":null");
     target_ns > 0 ? printf(",\"target_ns\":%.0f,\"pass\":%s}\n", target_ns, typical <= target_ns ? "true" : "false")
                   : printf(",\"target_ns\":null,\"pass\":null}\n");
   } else {
     printf("%-22s %-34s %12.1f ns", bench, what, typical);
-    if (ratio > 0) printf("  %.2fx", ratio);
     if (target_ns > 0) printf("  <= %.0f ns  %s", target_ns, typical <= target_ns ? "ok" : "MISSED");
     printf("\n");
   }
@@ -120,7 +118,7 @@ static void bench_step(void) {
     for (int i = 0; i < STEPS; i++) step(&l);
     ns[round] = (now() - start) / STEPS;
   }
-  report("instant step", "d=384 identity, v given", ns, 0, 1000);
+  report("instant step", "d=384 identity, v given", ns, 1000);
   destroy(&l);
 }
 
@@ -135,7 +133,7 @@ static void bench_amortised(const char *what, size_t rank, sona_precondition pre
     for (int i = 0; i < steps; i++) step(&l);
     ns[round] = (now() - start) / steps;
   }
-  report("instant step", what, ns, 0, target_ns);
+  report("instant step", what, ns, target_ns);
   destroy(&l);
 }
 
@@ -151,40 +149,9 @@ static void bench_truncate(const char *what, size_t rank) {
     must(sona_adapter_truncate(l.adapter));
     ns[round] = now() - start;
   }
-  report("truncation", what, ns, 0, 0);
+  report("truncation", what, ns, 0);
   sona_free(down);
   sona_free(up);
-  destroy(&l);
-}
-
-/* A reader's forward pass over the bare kernel on the same rows. */
-static void bench_reader(void) {
-  enum { CALLS = 512 };
-  double ns[ROUNDS], ratios[ROUNDS];
-  learner l = make(256, 2, SONA_IDENTITY);
-  must(sona_adapter_assign(l.adapter, l.x, l.v, l.dim, NULL, 0, 2));
-  sona_reader *reader = must_have(sona_reader_acquire(l.adapter));
-  const sona_kernels *k = sona_adapter_kernels(l.adapter);
-  float *y = random_rows(1, l.dim);
-  for (size_t round = 0; round < ROUNDS; round++) {
-    double took[2];
-    for (size_t turn = 0; turn < 2; turn++) {
-      const size_t which = (turn + round) % 2;
-      const sona_lora w = sona_adapter_view(l.adapter);
-      const double start = now();
-      if (which == 0)
-        for (int i = 0; i < CALLS; i++) sona_adapter_forward(reader, SONA_BOTH, l.x, y);
-      else
-        for (int i = 0; i < CALLS; i++) k->lora_forward(&w, l.x, y);
-      took[which] = (now() - start) / CALLS;
-    }
-    ns[round] = took[0];
-    ratios[round] = took[0] / took[1];
-  }
-  sink = y[0];
-  report("reader/kernel", "r=2 d=256", ns, median(ratios, ROUNDS), 0);
-  sona_free(y);
-  sona_reader_release(reader);
   destroy(&l);
 }
 
@@ -220,7 +187,7 @@ static void bench_trajectory(void) {
     size_t size;
     while (sona_ring_peek(ring, &size)) sona_ring_release(ring);
   }
-  report("trajectory, 2 steps", "d=256 record + signal + accumulate", ns, 0, 2200);
+  report("trajectory, 2 steps", "d=256 record + signal + accumulate", ns, 2200);
   sona_free(gradient);
   sona_ring_destroy(ring);
   destroy(&l);
@@ -236,7 +203,6 @@ int main(int argc, char **argv) {
   bench_amortised("d=384 full, folded into rank 64", 64, SONA_FULL, 0);
   bench_truncate("d=384 rank 16, all directions new", 16);
   bench_truncate("d=384 rank 64, all directions new", 64);
-  bench_reader();
   bench_trajectory();
   return 0;
 }
