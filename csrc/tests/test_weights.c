@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
 
@@ -346,6 +347,47 @@ static void a_reader_that_is_overtaken_gives_up(void) {
   destroy_layers(&l);
 }
 
+/* The epoch of a file whose slots are all being written moves on and on. */
+static sona_word *moving;
+static atomic_int stopped;
+
+static void *move_on(void *unused) {
+  (void)unused;
+  for (uint64_t e = 9; !atomic_load(&stopped); e++) sona_epoch_write(moving, e);
+  return NULL;
+}
+
+static void a_reader_tries_a_bounded_number_of_times(void) {
+  const char *path = scratch_path();
+  sona_weights *w = NULL, *r = NULL;
+  layers l = make_layers();
+  CHECK_EQ(sona_weights_create(path, &usual, &w), SONA_OK);
+  CHECK_EQ(sona_weights_open(path, &usual, &r), SONA_OK);
+  size_t size;
+  unsigned char *bytes = scratch_map(path, &size);
+  for (uint64_t e = 1; e <= SLOTS; e++) {
+    CHECK_EQ(publish(w, e), SONA_OK);
+    atomic_fetch_or(&slot_of(bytes, size, e)->sequence, 1);
+  }
+  moving = (sona_word *)(void *)(bytes + EPOCH_AT);
+  pthread_t thread;
+  pthread_create(&thread, NULL, move_on, NULL);
+  int gave_up = 0;
+  for (int i = 0; i < 1000000 && !gave_up; i++) { /* where the other thread is not running the epoch stands still, which is damage */
+    const sona_status status = sona_weights_adopt(r, l.at, NULL);
+    CHECK(status == SONA_EAGAIN || status == SONA_ECORRUPT);
+    gave_up = status == SONA_EAGAIN;
+  }
+  CHECK(gave_up);
+  atomic_store(&stopped, 1);
+  pthread_join(thread, NULL);
+  CHECK_EQ(sona_adapter_describe(l.at[0]).generation, 1);
+  munmap(bytes, size);
+  sona_weights_close(w);
+  sona_weights_close(r);
+  destroy_layers(&l);
+}
+
 /* ---- files that are not what they should be ---- */
 
 /* Every byte of the file changed in three ways: new weights, old weights with a status, or no file at all; never others. */
@@ -456,6 +498,7 @@ int main(void) {
   a_child_of_fork_reads_and_does_not_write();
   a_torn_publication_is_never_seen();
   a_reader_that_is_overtaken_gives_up();
+  a_reader_tries_a_bounded_number_of_times();
   every_byte_counts();
   other_files_are_refused();
   no_room_is_an_error_at_creation();
