@@ -389,7 +389,12 @@ static void every_byte_of_a_header_counts(void) {
       const sona_status status = sona_shared_ring_open(p.path, SONA_CONSUMER, 0, &ring);
       sona_shared_ring_close(ring);
       refused += status != SONA_OK;
-      if (at < 48) CHECK(status == SONA_ECORRUPT); /* magic, format, capacity, identity, check */
+      const int is_index = (at >= WORDS && at < WORDS + 8) || (at >= 2 * WORDS && at < 2 * WORDS + 8);
+      const int is_number = at >= WORDS + 8 && at < WORDS + 16; /* the producer's alone */
+      if (at < 48 || is_index) CHECK(status == SONA_ECORRUPT);  /* magic, format, capacity, identity, check; tail, head */
+      ring = NULL;
+      if (at < 48 || is_index || is_number) CHECK_EQ(sona_shared_ring_open(p.path, SONA_PRODUCER, 0, &ring), SONA_ECORRUPT);
+      sona_shared_ring_close(ring);
       const int whole = survives(p.path, record, sizeof record);
       damaged += whole < 3;
       if (at >= HEAD) CHECK_EQ(whole, (at - HEAD) / 80); /* those in front of the damage */
@@ -493,6 +498,49 @@ static void a_consistent_lie_is_found_too(void) {
       close_pair(&p);
     }
   }
+}
+
+/* The same where much is committed behind the lie; records of two units, from two units before the end of the ring on or from its start. */
+static void a_lie_in_a_full_ring_is_found_too(void) {
+  for (int which = 0; which < 3; which++) {
+    const uint64_t at = which == 1 ? 0 : CAPACITY / 16 - 2;
+    pair p = pair_at(CAPACITY, at, 0);
+    size_t size, got;
+    uint64_t sequence;
+    unsigned char *bytes = scratch_map(p.path, &size);
+    sona_shared_memory m = {.words = words_of(bytes), .data = bytes + HEAD, .units = CAPACITY / 16};
+    const int pushed = which == 2 ? 1 : 100;
+    for (int i = 0; i < pushed; i++) CHECK_EQ(sona_shared_ring_push(p.producer, "0123456789abcdef", 16, NULL), SONA_OK);
+    if (which == 0) sona_shared_put_header(&m, at, 64, 1);           /* across the end */
+    if (which == 1) sona_shared_put_header(&m, at, CAPACITY / 2, 1); /* larger than any */
+    if (which == 2) { /* a skip as far as tail, and something that looks like a record behind it */
+      sona_shared_put_header(&m, at, SONA_SHARED_SKIP, 0);
+      sona_shared_put_header(&m, at + 2, 16, 2);
+    }
+    CHECK(sona_shared_ring_next(p.consumer, &got, &sequence) == NULL);
+    CHECK_EQ(sona_shared_ring_damaged(p.consumer), 1);
+    CHECK_EQ(sona_shared_ring_used(p.consumer), 0);
+    munmap(bytes, size);
+    close_pair(&p);
+  }
+}
+
+/* An end of what is committed that lies before what was returned: nothing comes twice. */
+static void a_tail_that_goes_back_is_damage(void) {
+  pair p = open_pair(CAPACITY);
+  size_t size, got;
+  uint64_t sequence;
+  unsigned char *bytes = scratch_map(p.path, &size);
+  for (int i = 0; i < 3; i++) CHECK_EQ(sona_shared_ring_push(p.producer, "0123456789abcdef", 16, NULL), SONA_OK);
+  for (uint64_t i = 1; i <= 3; i++) CHECK(sona_shared_ring_next(p.consumer, &got, &sequence) && sequence == i);
+  atomic_store(&words_of(bytes)->tail, sona_seal(2));
+  CHECK(sona_shared_ring_next(p.consumer, &got, &sequence) == NULL);
+  CHECK_EQ(sona_shared_ring_damaged(p.consumer), 1);
+  CHECK_EQ(sona_shared_ring_push(p.producer, "mended", 6, NULL), SONA_OK);
+  CHECK(sona_shared_ring_next(p.consumer, &got, &sequence) && sequence == 4 && got == 6);
+  CHECK_EQ(sona_shared_ring_damaged(p.consumer), 1);
+  munmap(bytes, size);
+  close_pair(&p);
 }
 
 static void a_lie_behind_a_skip_is_found_too(void) {
@@ -617,6 +665,8 @@ int main(void) {
   a_damaged_index_is_mended_by_its_owner();
   a_damaged_header_drops_what_is_in_the_ring();
   a_consistent_lie_is_found_too();
+  a_lie_in_a_full_ring_is_found_too();
+  a_tail_that_goes_back_is_damage();
   a_lie_behind_a_skip_is_found_too();
   other_files_are_refused();
   a_ring_that_was_cut_or_grown_is_refused();

@@ -64,8 +64,8 @@ SONA_API sona_status sona_shared_ring_push(sona_shared_ring *ring, const void *d
 /* ---- consumer; they do nothing on a producer's handle and in a child of fork ---- */
 
 /* [consumer] The oldest record that this handle has not returned yet, not NULL even if it is empty, with its size and number; NULL when
- * there is none.  It stays valid until sona_shared_ring_release.  Damage ends in NULL and is counted: a damaged header drops all records
- * from there on that are committed by then, a damaged index of the producer drops none and is mended by its next commit. */
+ * there is none.  It stays valid until sona_shared_ring_release.  Damage ends in NULL and is counted: a damaged header drops the records
+ * from there on that the consumer knows of, a damaged index of the producer drops none and is mended by its next commit. */
 SONA_API const void *sona_shared_ring_next(sona_shared_ring *ring, size_t *size, uint64_t *sequence);
 
 /* [consumer] Frees all records that sona_shared_ring_next has returned.  A consumer that ends before gets them again. */
