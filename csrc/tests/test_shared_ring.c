@@ -503,7 +503,7 @@ static void a_consistent_lie_is_found_too(void) {
 /* The same where much is committed behind the lie; records of two units, from two units before the end of the ring on or from its start. */
 static void a_lie_in_a_full_ring_is_found_too(void) {
   for (int which = 0; which < 3; which++) {
-    const uint64_t at = which == 1 ? 0 : CAPACITY / 16 - 2;
+    const uint64_t units = CAPACITY / 16, at = which == 1 ? 0 : which == 2 ? units - 4 : units - 2;
     pair p = pair_at(CAPACITY, at, 0);
     size_t size, got;
     uint64_t sequence;
@@ -513,9 +513,9 @@ static void a_lie_in_a_full_ring_is_found_too(void) {
     for (int i = 0; i < pushed; i++) CHECK_EQ(sona_shared_ring_push(p.producer, "0123456789abcdef", 16, NULL), SONA_OK);
     if (which == 0) sona_shared_put_header(&m, at, 64, 1);           /* across the end */
     if (which == 1) sona_shared_put_header(&m, at, CAPACITY / 2, 1); /* larger than any */
-    if (which == 2) { /* a skip as far as tail, and something that looks like a record behind it */
+    if (which == 2) { /* a skip past tail, and something that looks like a record behind it */
       sona_shared_put_header(&m, at, SONA_SHARED_SKIP, 0);
-      sona_shared_put_header(&m, at + 2, 16, 2);
+      sona_shared_put_header(&m, units, 16, 2);
     }
     CHECK(sona_shared_ring_next(p.consumer, &got, &sequence) == NULL);
     CHECK_EQ(sona_shared_ring_damaged(p.consumer), 1);
