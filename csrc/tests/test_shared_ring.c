@@ -587,6 +587,29 @@ static void other_files_are_refused(void) {
   CHECK(ring == NULL);
 }
 
+/* Written down as bytes were on the day of format 1: files outlive the program that made them, and a newer format is not taken for damage.
+ */
+static void formats_are_told_apart(void) {
+  static const uint64_t heads[][6] = {
+      {0x676e6972616e6f73, 1, CAPACITY, 0x0123456789abcdef, 0xfedcba9876543210, 0xb99d477de3c43fb1},
+      {0x676e6972616e6f73, 2, CAPACITY, 0x0123456789abcdef, 0xfedcba9876543210, 0x7deb48c43d92498b},
+  };
+  for (int format = 1; format <= 2; format++) {
+    static unsigned char bytes[HEAD + CAPACITY];
+    const uint64_t zero = 0x5ea1000000000000;
+    const char *path = scratch_path();
+    sona_shared_ring *ring = NULL;
+    memcpy(bytes, heads[format - 1], sizeof heads[0]);
+    memcpy(bytes + WORDS, (uint64_t[]){zero, zero}, 16); /* tail, sequence */
+    memcpy(bytes + 2 * WORDS, &zero, 8);                 /* head */
+    scratch_write(path, bytes, sizeof bytes);
+    CHECK_EQ(sona_shared_ring_open(path, SONA_PRODUCER, 0, &ring), format == 1 ? SONA_OK : SONA_EVERSION);
+    if (ring) CHECK(memcmp(sona_shared_ring_identity(ring), &heads[0][3], SONA_SHARED_RING_IDENTITY) == 0);
+    if (ring) CHECK_EQ(sona_shared_ring_push(ring, "x", 1, NULL), SONA_OK);
+    sona_shared_ring_close(ring);
+  }
+}
+
 static void a_ring_that_was_cut_or_grown_is_refused(void) {
   sona_shared_ring *ring = NULL;
   static const long sizes[] = {0, 1, 100, HEAD, HEAD + CAPACITY - 1, HEAD + CAPACITY + 1, HEAD + 2 * CAPACITY};
@@ -669,6 +692,7 @@ int main(void) {
   a_tail_that_goes_back_is_damage();
   a_lie_behind_a_skip_is_found_too();
   other_files_are_refused();
+  formats_are_told_apart();
   a_ring_that_was_cut_or_grown_is_refused();
   a_half_made_file_is_made_anew();
   no_room_is_an_error_at_open();

@@ -445,6 +445,8 @@ static void every_byte_counts(void) {
   CHECK_EQ(sona_weights_adopt(r, l.at, NULL), SONA_ECORRUPT);
   sona_epoch_write((sona_word *)(void *)(bytes + EPOCH_AT), 3); /* never written */
   CHECK_EQ(sona_weights_adopt(r, l.at, NULL), SONA_ECORRUPT);
+  sona_epoch_write((sona_word *)(void *)(bytes + EPOCH_AT), 2 + SLOTS); /* its slot holds another */
+  CHECK_EQ(sona_weights_adopt(r, l.at, NULL), SONA_ECORRUPT);
   bytes[EPOCH_AT] ^= 1;
   CHECK_EQ(sona_weights_epoch(r), 0);
   CHECK(hold(&l, 2));
@@ -452,6 +454,47 @@ static void every_byte_counts(void) {
   free(kept);
   sona_weights_close(r);
   destroy_layers(&l);
+}
+
+/* Written down as bytes were on the day of format 1: files outlive the program that made them, and a newer format is not taken for damage.
+ */
+static void formats_are_told_apart(void) {
+  static const uint64_t heads[][7] = {
+      {0x73746777616e6f73, 1, LAYERS, DIM, RANK, 0xfee1600d, 0x6c5e71733fc38de4},
+      {0x73746777616e6f73, 2, LAYERS, DIM, RANK, 0xfee1600d, 0xbb6e8d7fc25d0d46},
+  };
+  for (int format = 1; format <= 2; format++) {
+    const char *path = scratch_path();
+    sona_weights *w = NULL;
+    CHECK_EQ(sona_weights_create(path, &usual, &w), SONA_OK);
+    CHECK_EQ(publish(w, 1), SONA_OK);
+    sona_weights_close(w);
+    w = NULL;
+    size_t size;
+    unsigned char *bytes = scratch_map(path, &size);
+    memcpy(bytes, heads[format - 1], sizeof heads[0]);
+    munmap(bytes, size);
+    CHECK_EQ(sona_weights_open(path, &usual, &w), format == 1 ? SONA_OK : SONA_EVERSION);
+    if (w) CHECK_EQ(sona_weights_epoch(w), 1);
+    sona_weights_close(w);
+  }
+}
+
+/* Nothing of an earlier publication is left behind the last number of a layer. */
+static void equal_rows_are_equal_words(void) {
+  const char *path = scratch_path();
+  sona_weights *w = NULL;
+  CHECK_EQ(sona_weights_create(path, &usual, &w), SONA_OK);
+  static const uint64_t seeds[] = {1, 2, 1};
+  for (int i = 0; i < 3; i++) CHECK_EQ(publish(w, seeds[i]), SONA_OK);
+  size_t size;
+  unsigned char *bytes = scratch_map(path, &size);
+  sona_slot *first = slot_of(bytes, size, 1), *third = slot_of(bytes, size, 3);
+  const uint64_t count = atomic_load(&first->count);
+  CHECK(count > 4 && count == atomic_load(&third->count));
+  for (uint64_t i = 4; i < count; i++) CHECK(atomic_load(&sona_slot_words(first)[i]) == atomic_load(&sona_slot_words(third)[i]));
+  munmap(bytes, size);
+  sona_weights_close(w);
 }
 
 static void other_files_are_refused(void) {
@@ -468,6 +511,11 @@ static void other_files_are_refused(void) {
       CHECK_EQ(scratch_size(path), sizes[i]);
     }
   }
+  const char *pipe = scratch_path();
+  CHECK_EQ(mkfifo(pipe, 0600), 0);
+  alarm(60); /* in place of waiting for ever */
+  CHECK_EQ(sona_weights_open(pipe, &usual, &w), SONA_ECORRUPT);
+  alarm(0);
   const char *path = scratch_path();
   CHECK_EQ(sona_weights_create(path, &usual, &w), SONA_OK);
   sona_weights_close(w);
@@ -513,6 +561,8 @@ int main(void) {
   a_reader_that_is_overtaken_gives_up();
   a_reader_tries_a_bounded_number_of_times();
   every_byte_counts();
+  formats_are_told_apart();
+  equal_rows_are_equal_words();
   other_files_are_refused();
   no_room_is_an_error_at_creation();
   return check_done("weights");

@@ -33,8 +33,8 @@ typedef struct sona_shared_ring sona_shared_ring;
 
 typedef enum sona_side { SONA_PRODUCER = 0, SONA_CONSUMER = 1 } sona_side;
 
-/* Opens one side.  Whoever comes first makes the file, for its owner only (mode 0600), with all of its room on the disk.  capacity: bytes,
- * a power of two from 4096; 0: that of the file, which must be there.
+/* Opens one side.  Whoever comes first makes the file, or takes an empty one: for its owner only (mode 0600), with all of its room on the
+ * disk.  capacity: bytes, a power of two from 4096; 0: that of the file, which must be there.
  *   SONA_EINVAL    a capacity out of range, or another one than the file's
  *   SONA_EIO       errno says why; ENOENT: capacity is 0 and nobody has made the file.  A symbolic link is not followed (ELOOP).
  *   SONA_EBUSY     the side is taken
