@@ -83,7 +83,8 @@ static sona_word *page_of_the_parent(void) {
   const size_t size = (size_t)sysconf(_SC_PAGESIZE);
   void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (page == MAP_FAILED) return NULL;
-  if (madvise(page, size, MADV_WIPEONFORK) == 0) {
+  /* qemu answers every advice with success and follows none: only who refuses a wrong one is believed. */
+  if (madvise(page, size, -1) != 0 && madvise(page, size, MADV_WIPEONFORK) == 0) {
     atomic_store_explicit((sona_word *)page, 1, memory_order_relaxed);
     return page;
   }
