@@ -155,5 +155,5 @@ int main(void) {
   what_is_decoded_computes_the_same();
   bytes_from_anywhere_do_no_harm();
   numbers_that_are_not_finite_are_refused();
-  return check_done("adapter bytes");
+  return check_done("adapter_bytes");
 }

@@ -298,5 +298,5 @@ int main(void) {
   what_is_interrupted_is_done_again();
   older_kernels_lock_by_process();
   a_child_is_known_without_the_page();
-  return check_done("shared file");
+  return check_done("shared_file");
 }

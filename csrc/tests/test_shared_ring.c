@@ -697,5 +697,5 @@ int main(void) {
   a_half_made_file_is_made_anew();
   no_room_is_an_error_at_open();
   nothing_is_allocated_after_opening();
-  return check_done("shared ring");
+  return check_done("shared_ring");
 }

@@ -139,5 +139,5 @@ int main(void) {
   CHECK_EQ(sona_shared_ring_damaged(ring), 0);
   CHECK_EQ(sona_shared_ring_used(ring), 0);
   sona_shared_ring_close(ring);
-  return check_done("shared ring, killed");
+  return check_done("shared_ring_kill");
 }

@@ -126,5 +126,5 @@ int main(void) {
   for (int i = 1; i <= READERS; i++) pthread_create(&threads[i], NULL, read_slots, NULL);
   for (int i = 0; i <= READERS; i++) pthread_join(threads[i], NULL);
   CHECK(atomic_load(&copied) > 0);
-  return check_done("shared memory, threads");
+  return check_done("shared_threads");
 }

@@ -93,5 +93,5 @@ int main(void) {
   CHECK(sona_weights_epoch(r) >= last);
   sona_weights_close(r);
   for (int i = 0; i < LAYERS; i++) sona_adapter_destroy(adapters[i]);
-  return check_done("weights, killed");
+  return check_done("weights_kill");
 }
