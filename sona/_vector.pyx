@@ -9,28 +9,6 @@ from sona._arrays import coerce
 
 cnp.import_array()
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-
-    /* On the bits, two floats at a time: NaN and infinity are the numbers whose exponent is all ones, and only there does adding one to
-     * it carry into the sign. */
-    static inline int sona_all_finite(const void *x, size_t n) {
-      const char *at = (const char *)x;
-      uint64_t found = 0, two;
-      uint32_t last = 0;
-      for (size_t i = 0; i < n / 2; i++, at += 8) {
-        memcpy(&two, at, 8);
-        found |= (two & 0x7f8000007f800000u) + 0x0080000000800000u;
-      }
-      if (n % 2) memcpy(&last, at, 4);
-      return !(found & 0x8000000080000000u) && (last & 0x7f800000u) != 0x7f800000u;
-    }
-    """
-    bint sona_all_finite(const void *x, size_t n)
-
-
 cpdef cnp.ndarray checked(value, length, str name):
     """The same numbers as a C-contiguous float32 array of shape (length,), or (n,) for None: `value` itself where it is one."""
     cdef cnp.ndarray array

@@ -18,6 +18,7 @@ from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
 from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult, TaskMemory
 from sona.loops.drift import Drift
+from sona.loops.ended import Ended
 from sona.loops.episodes import Episodes
 from sona.loops.forgetting import ForgetReport, MemoryRewards, StoredRewards
 from sona.loops.instant import InstantLoop, InstantLoopConfig
@@ -32,6 +33,7 @@ from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.store.rows import check_source
 from sona.trajectory import TrajectoryBuilder
+from sona.trajectory._admit import admitted
 
 Store = str | os.PathLike[str] | SqliteStore | None
 
@@ -66,6 +68,7 @@ class SonaEngine:
     config : SonaConfig
     adapters, instants : tuple
         One of each per layer.
+    ended : Ended
     loop_a : InstantLoop
     loop_b : BackgroundLoop
     loop_c : DeepLoop
@@ -100,11 +103,9 @@ class SonaEngine:
         )
         self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants)
         self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
-        self._ended: OrderedDict[int, tuple[bytes, list[float | None]]] = OrderedDict()
-        self._ended_bytes = 0  # of their records
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
-        self._taught = False  # by trajectories, since the state was last written
+        self._unsaved = False  # trajectories have taught something since the state was last written
         self._owns_store = not isinstance(store, SqliteStore)
         self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
         self.session = self.store.session if self.store is not None else 0
@@ -121,6 +122,10 @@ class SonaEngine:
                 self.journal = Journal(self.store, self._learners, name=name, fingerprint=model_fingerprint)
                 if self.policy is not None:
                     self.journal.arms_changed()
+            self.ended = Ended(
+                self.loop_a, self._learners.taught, self.journal, most=c.trajectory_capacity, most_bytes=c.trajectory_bytes
+            )
+            if self.journal is not None:
                 if self.enabled:
                     self.journal.open()
                 else:
@@ -280,49 +285,89 @@ class SonaEngine:
         unit = None if quality is None else self._unit(quality)
         record = builder.end(unit, default_reward=unit)
         del self._open[tid]
-        learned: list[float | None]
-        if self._enabled:
-            learned = self.loop_a.on_record(record)
-            self._taught = True
-            self.unlogged += 1
-            if unit is not None:
-                self.memory.note(tid, record, unit)
-        else:
-            learned = [None] * len(builder)
-        self._ended[tid] = (record, learned)
-        self._ended_bytes += len(record)
-        while len(self._ended) > self.config.trajectory_capacity or self._ended_bytes > self.config.trajectory_bytes:
-            self._ended_bytes -= len(self._ended.popitem(last=False)[1][0])
+        self._end(tid, record, unit)
+
+    def _end(self, tid: int, record: bytes, unit: float | None) -> None:
+        with self.ended.mutex:
+            self.ended.learn(tid, record, learn=self._enabled)
+            if self._enabled:
+                self._unsaved = True
+                self.unlogged += 1
+            if self.journal is not None:
+                self.journal.trajectory(tid, record, unit)
+        if self._enabled and unit is not None:
+            self.memory.note(tid, record, unit)
         if self.journal is not None:
-            self.journal.trajectory(tid, record, unit)
+            self.journal.notify()
+
+    def record(self, data: bytes, id: int | None = None) -> bool:
+        """
+        A trajectory that was recorded elsewhere, in the format of `sona.trajectory.encode`: what `end_trajectory` does with one of its own.
+
+        Parameters
+        ----------
+        data : bytes-like
+            Its rewards are in the declared range. A checksum of 0 is not looked at.
+        id : int, optional
+            Under which `feedback` finds it, below 2**63; default the one inside.
+
+        Returns
+        -------
+        bool
+            False, and nothing is learned, when the id has been recorded already.
+
+        Raises
+        ------
+        SonaCorruptError, SonaVersionError
+            Not a trajectory, or of a newer version.
+        SonaValueError
+            One of another width, with a layer that is not here, or with numbers that are not finite or outside their range.
+        """
+        self._layer(0)
+        tid, record, unit = self.admit(data, id)
+        if tid in self._open or self.ended.known(tid):
+            return False
+        self._end(tid, record, unit)
+        return True
+
+    def admit(self, data: bytes, id: int | None = None) -> tuple[int, bytes, float | None]:
+        """A trajectory of elsewhere as one of this engine: id, record and final quality in [0, 1]; raises what `record` does."""
+        return admitted(data, id, self.config.hidden_dim, self.config.num_layers, self._unit)
 
     def feedback(self, tid: int, reward: float) -> bool:
         """
         The reward of an ended trajectory, now or later; a repeated one replaces the one before.
 
+        With a store it may be long ago, before a restart, or of another process: then the one that learns for the store takes it up.
         Returns False, and counts, when the id is unknown or expired.
 
         Raises
         ------
         SonaValueError
             The trajectory has not ended, or the reward is outside the declared range.
+        SonaStoreError
+            It is in the store if anywhere, and that cannot be read.
         """
         self._layer(0)
         unit = self._unit(reward)
         if tid in self._open:
             raise SonaValueError(f"feedback: expected an ended trajectory, got id {tid}, which is still open")
-        ended = self._ended.get(tid)
-        if ended is None:
-            self._counts["unknown_feedback"] += 1
-            return False
-        record, learned = ended
-        if self.enabled:
-            learned = self.loop_a.revise_record(record, learned, unit)
-            self._taught = True
-            self.memory.note(tid, record, unit)
-        self._ended[tid] = (record, learned)
+        self.ended.seek(tid)
+        with self.ended.mutex:
+            found = self.ended.find(tid)
+            if found is None:
+                self._counts["unknown_feedback"] += 1
+                return False
+            learn = self.enabled and (self.journal is None or self.journal.leading)
+            if learn:
+                self.ended.revise(tid, *found, unit)
+                self._unsaved = True
+            if self.journal is not None:
+                self.journal.reward(tid, unit, learned=learn)
+        if learn:
+            self.memory.note(tid, found[0], unit)
         if self.journal is not None:
-            self.journal.reward(tid, unit, None)
+            self.journal.notify()
         return True
 
     def learn(self, id: int, reward: float, source: str | None) -> bool:
@@ -563,8 +608,8 @@ class SonaEngine:
         if self.journal is None:
             return
         self.memory.save()
-        if self._taught and self.journal.leading:
-            self._taught = False
+        if self._unsaved and self.journal.leading:
+            self._unsaved = False
             self.journal.save()
         else:
             self.journal.flush()
@@ -597,7 +642,7 @@ class SonaEngine:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything learned, as named arrays."""
-        return self._learners.state()
+        return {key: value for key, value in self._learners.state().items() if not key.startswith("taught.")}  # ids of this store
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what `state` returned, for the same config; nothing changes when it does not fit."""

@@ -139,6 +139,9 @@ class Journal:
 
     Notes
     -----
+    A reward of something else than a decision of the policy goes to `late`, which its owner may set: called with (number, row) and with
+    `mutex` held, for rewards that no process has learned yet.
+
     The process that holds the store's learning lease learns and saves. The others answer from the state they loaded, queue their rewards
     in the store, and reload when `poll` finds a newer state; the holder learns from the queued rewards at its own polls.
     """
@@ -177,7 +180,8 @@ class Journal:
         self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
         self._capture: _Capture | None = None
         self._save_at = save_every
-        self.replayed = 0
+        self.replayed = self.restores = 0
+        self.late: Callable[[int, FeedbackRow], bool] | None = None
         self.writer: GroupWriter | None = None
         self._start = start
         self._following = True
@@ -226,10 +230,10 @@ class Journal:
         now = time.time()
         own, known = id >> SEQUENCE_BITS == self._session, policy.knows(id)
         if own and not known:
-            self._write_queued()  # the decision, or the reward that it had, may be on its way
+            self.write_queued()  # the decision, or the reward that it had, may be on its way
         with self.intake:
             if own and known and not policy.knows(id):  # the learner has been replaced since
-                self._write_queued()
+                self.write_queued()
             return self._feedback_taken(policy, id, reward, now, source, learn=learn)
 
     def _feedback_taken(self, policy: Policy, id: int, reward: float, now: float, source: str | None, *, learn: bool) -> bool:
@@ -249,7 +253,8 @@ class Journal:
         self.notify()
         return True
 
-    def _write_queued(self) -> None:
+    def write_queued(self) -> None:
+        """`flush`, where a store that cannot be written is no error."""
         try:
             self.flush()
         except SonaStoreError as error:
@@ -259,16 +264,15 @@ class Journal:
         self._feedback.append(row)
         self._queued = row.ordinal
 
-    def reward(self, id: int, reward: float, source: str | None) -> None:
-        """Queue a reward in [0, 1] of a trajectory, which its own process has learned."""
-        with self.mutex:
-            self._queue(_OwnReward(id, reward, time.time(), source, self._queued + 1))
-        self.notify()
+    def reward(self, id: int, reward: float, *, learned: bool) -> None:
+        """Queue a reward in [0, 1] of a trajectory, and whether this learner has it; with `mutex` held, and `notify` to follow."""
+        self._queue(_OwnReward(id, reward, time.time(), None, self._queued + 1, learned))
+        if learned:
+            self._own_ids[id] += 1
 
     def trajectory(self, id: int, payload: bytes, quality: float | None) -> None:
-        """Queue an ended trajectory."""
+        """Queue an ended trajectory; with `mutex` held, and `notify` to follow."""
         self._trajectories.append(TrajectoryRow(id, time.time(), payload, quality))
-        self.notify()
 
     def notify(self) -> None:
         """Tell the writer that there is something to write."""
@@ -458,6 +462,7 @@ class Journal:
         if None not in (self._fingerprint, meta.get("fingerprint")) and meta["fingerprint"] != self._fingerprint:
             raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
         self._learner.restore(arrays)
+        self.restores += 1
         self._restored = zlib.crc32(blob)
         self._applied = applied
         self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
@@ -466,6 +471,11 @@ class Journal:
         """Poll when a second has passed since the last time."""
         if self._clock() >= self._next_poll:
             self.poll()
+
+    @property
+    def applied(self) -> int:
+        """Every reward of the store up to this number is learned, as far as it can be."""
+        return self._applied
 
     def stats(self) -> dict[str, int | bool]:
         """Counters of the writer; whether this process holds the lease; rewards learned from the store."""
@@ -515,6 +525,8 @@ class Journal:
         policy = self._learner.policy
         if policy is not None and (policy.knows(row.id) or self.recall(row.id, before=number)):
             self._learner.learn(row.id, row.reward, row.source)
+            self.replayed += 1
+        elif self.late is not None and self.late(number, row):
             self.replayed += 1
 
     def recall(self, id: int, before: int | None = None) -> bool:

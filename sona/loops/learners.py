@@ -11,6 +11,7 @@ from sona.loops._policy import Policy
 from sona.loops.drift import Drift
 from sona.loops.learner import learned, new_adapter, new_instant, part, put_learned, put_rows, rows_of
 from sona.loops.limits import SourceLimits, Sources
+from sona.loops.taught import Taught
 from sona.loops.trial import Trial
 
 
@@ -37,6 +38,8 @@ class Learners:
         The one that is on.
     unlogged : int
         Rewards learned that no log has: of trajectories, and of a warm start.
+    taught : Taught
+        Which trajectories, and what of which rings, are in here.
     """
 
     def __init__(self, config: SonaConfig, limits: SourceLimits | None) -> None:
@@ -48,6 +51,7 @@ class Learners:
         self.drift: Drift | None = None
         self.trial: Trial | None = None
         self.unlogged = 0
+        self.taught = Taught()
 
     def learn(self, id: int, reward: float, source: str | None) -> bool:
         """The reward in [0, 1] of a decision of the policy, for what its source counts; see `Sources.learn`."""
@@ -82,6 +86,7 @@ class Learners:
             arrays |= {f"drift.{key}": value for key, value in self.drift.state().items()}
         if self.unlogged:
             arrays["unlogged"] = np.array([self.unlogged])
+        arrays |= {f"taught.{key}": value for key, value in self.taught.state().items()}
         return arrays | {f"sources.{key}": value for key, value in self.sources.state().items()}
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -108,6 +113,7 @@ class Learners:
             if self.policy.partner is not None and partner:
                 put_learned(self.policy.partner, partner)
         self.sources.restore(part(arrays, "sources."))
+        self.taught.restore(part(arrays, "taught."))
         self.unlogged = int(arrays["unlogged"][0]) if "unlogged" in arrays else 0
         self.end_trial()
         if self.policy is not None and trial:

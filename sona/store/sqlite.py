@@ -340,6 +340,12 @@ class SqliteStore:
             last: int = conn.execute("SELECT last_seq FROM namespaces WHERE ns = ?", (self._ns,)).fetchone()[0]
         return last
 
+    def trajectory(self, id: SupportsIndex) -> TrajectoryRow | None:
+        """The trajectory of that id; None when unknown, pruned or forgotten."""
+        with self._db.reading() as conn:
+            row = conn.execute(f"SELECT {TRAJECTORY_COLUMNS} FROM trajectories WHERE ns = ? AND id = ?", (self._ns, _id(id))).fetchone()
+        return None if row is None else self._row(TrajectoryRow, row)
+
     def trajectories(self, limit: int | None = None) -> Iterator[TrajectoryRow]:
         """The newest `limit` trajectories (None: all), oldest first; read in pieces, as `decisions`."""
         if limit is not None:

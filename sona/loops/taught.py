@@ -1,0 +1,89 @@
+"""Which trajectories a learner has learned from, and how far it has read in which ring: kept with what it learned, in one write."""
+
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SPANS = 4096  # of ids; then the two lowest become one
+RINGS = 1024  # the newest are remembered
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Taught:
+    """
+    A set of trajectory ids, kept as spans because they are given in order, and the position in each ring.
+
+    Records of a ring have the ids base + sequence; whatever is not above the position is in the set.
+
+    Attributes
+    ----------
+    owed : dict
+        Rewards in [0, 1] by id that were read from a ring and are not learned yet: their trajectories are in a store that cannot be
+        read at the moment.
+    """
+
+    def __init__(self) -> None:
+        self._first: list[int] = []
+        self._last: list[int] = []
+        self._rings: dict[bytes, tuple[int, int]] = {}  # identity -> base, sequence
+        self.owed: dict[int, float] = {}
+
+    def __contains__(self, id: int) -> bool:
+        at = bisect_right(self._first, id) - 1
+        if at >= 0 and id <= self._last[at]:
+            return True
+        return any(base < id <= base + sequence for base, sequence in self._rings.values())
+
+    def add(self, id: int) -> None:
+        """Learned from; a second time changes nothing."""
+        first, last = self._first, self._last
+        at = bisect_right(first, id)
+        below, above = at > 0 and id <= last[at - 1] + 1, at < len(first) and first[at] == id + 1
+        if below and above:
+            last[at - 1] = last[at]
+            del first[at], last[at]
+        elif below:
+            last[at - 1] = max(last[at - 1], id)
+        elif above:
+            first[at] = id
+        else:
+            first.insert(at, id)
+            last.insert(at, id)
+            if len(first) > SPANS:
+                del first[1], last[0]
+
+    def ring(self, identity: bytes, base: int) -> tuple[int, int]:
+        """(base of its ids, sequence up to which it has been read); at the first sight of a ring `base` and 0."""
+        if identity not in self._rings:
+            self._rings[identity] = (base, 0)
+            while len(self._rings) > RINGS:
+                del self._rings[next(iter(self._rings))]
+        return self._rings[identity]
+
+    def read(self, identity: bytes, sequence: int) -> None:
+        """Everything in that ring up to `sequence` is learned, owed, or was of no use."""
+        base, _ = self._rings[identity]
+        self._rings[identity] = (base, sequence)
+
+    def state(self) -> Arrays:
+        """Arrays that `restore` takes; none where there is nothing to say."""
+        arrays: Arrays = {}
+        if self._first:
+            arrays["ids"] = np.array([self._first, self._last], np.uint64)
+        if self._rings:
+            arrays["rings"] = np.frombuffer(b"".join(self._rings), np.uint8).reshape(-1, 16)
+            arrays["read"] = np.array(list(self._rings.values()), np.uint64)
+        if self.owed:
+            arrays["owed"] = np.array(list(self.owed), np.uint64)
+            arrays["rewards"] = np.array(list(self.owed.values()), np.float64)
+        return arrays
+
+    def restore(self, arrays: Arrays) -> None:
+        """Put back what `state` returned."""
+        self._first, self._last = arrays["ids"].tolist() if "ids" in arrays else ([], [])
+        identities = [row.tobytes() for row in arrays["rings"]] if "rings" in arrays else []
+        self._rings = dict(zip(identities, map(tuple, arrays["read"].tolist()), strict=True)) if identities else {}
+        self.owed = dict(zip(arrays["owed"].tolist(), arrays["rewards"].tolist(), strict=True)) if "owed" in arrays else {}
