@@ -29,6 +29,7 @@ from sona.loops.memory import Memory
 from sona.loops.patterns import PatternMatch, RequestPatterns
 from sona.loops.ruling import Ruling
 from sona.loops.service import Service
+from sona.loops.taught import Taught
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, load_snapshot, save_snapshot
 from sona.store.rows import check_source
@@ -333,6 +334,11 @@ class SonaEngine:
     def admit(self, data: bytes, id: int | None = None) -> tuple[int, bytes, float | None]:
         """A trajectory of elsewhere as one of this engine: id, record and final quality in [0, 1]; raises what `record` does."""
         return admitted(data, id, self.config.hidden_dim, self.config.num_layers, self._unit)
+
+    @property
+    def taught(self) -> Taught:
+        """Which trajectories, and what of which rings, are in what is learned."""
+        return self._learners.taught
 
     def feedback(self, tid: int, reward: float) -> bool:
         """

@@ -21,7 +21,7 @@ LAYERS = {
     "engine": ("engine",),
     "router": ("router",),
     "evaluation": ("contents", "health", "metrics", "progress", "report", "simulate"),
-    "programs": ("demo", "replay"),
+    "programs": ("demo", "replay", "sidecar"),
     "command line": ("__main__", "cli"),
 }
 HEIGHT = {part: height for height, parts in enumerate(LAYERS.values()) for part in parts}
