@@ -11,6 +11,11 @@ cdef extern from "sona/sona.h" nogil:
         SONA_EFULL
         SONA_ENONFINITE
         SONA_ESTOPPED
+        SONA_EIO
+        SONA_EBUSY
+        SONA_ECORRUPT
+        SONA_EVERSION
+        SONA_EAGAIN
 
     const char *sona_version()
     const char *sona_status_str(sona_status status)
@@ -93,6 +98,9 @@ cdef extern from "sona/adapter.h" nogil:
     sona_lora sona_adapter_view(const sona_adapter *adapter)
     sona_adapter_info sona_adapter_describe(const sona_adapter *adapter)
     const sona_kernels *sona_adapter_kernels(const sona_adapter *adapter)
+    size_t sona_adapter_encoded_size(const sona_adapter *adapter)
+    sona_status sona_adapter_encode(const sona_adapter *adapter, void *to, size_t room, size_t *size)
+    sona_status sona_adapter_decode(sona_adapter *adapter, const void *from_, size_t size)
 
 # ---- sona/instant.h ----
 cdef extern from "sona/instant.h" nogil:
@@ -345,6 +353,54 @@ cdef extern from "sona/ring.h" nogil:
     size_t sona_ring_used(const sona_ring *ring)
     size_t sona_ring_records(const sona_ring *ring)
     uint64_t sona_ring_dropped(const sona_ring *ring)
+
+# ---- sona/shared_ring.h ----
+cdef extern from "sona/shared_ring.h" nogil:
+    enum:
+        SONA_SHARED_RING_HEADER
+        SONA_SHARED_RING_IDENTITY
+    ctypedef struct sona_shared_ring:
+        pass
+    ctypedef enum sona_side:
+        SONA_PRODUCER
+        SONA_CONSUMER
+
+    sona_status sona_shared_ring_open(const char *path, sona_side side, size_t capacity, sona_shared_ring **out)
+    void sona_shared_ring_close(sona_shared_ring *ring)
+    sona_status sona_shared_ring_reserve(sona_shared_ring *ring, size_t size, void **record)
+    sona_status sona_shared_ring_commit(sona_shared_ring *ring, size_t size, uint64_t *sequence)
+    sona_status sona_shared_ring_push(sona_shared_ring *ring, const void *data, size_t size, uint64_t *sequence)
+    const void *sona_shared_ring_next(sona_shared_ring *ring, size_t *size, uint64_t *sequence)
+    void sona_shared_ring_release(sona_shared_ring *ring)
+    uint64_t sona_shared_ring_mark(const sona_shared_ring *ring)
+    void sona_shared_ring_release_to(sona_shared_ring *ring, uint64_t mark)
+    const uint8_t *sona_shared_ring_identity(const sona_shared_ring *ring)
+    size_t sona_shared_ring_capacity(const sona_shared_ring *ring)
+    size_t sona_shared_ring_max_record(const sona_shared_ring *ring)
+    size_t sona_shared_ring_used(const sona_shared_ring *ring)
+    uint64_t sona_shared_ring_dropped(const sona_shared_ring *ring)
+    uint64_t sona_shared_ring_damaged(const sona_shared_ring *ring)
+
+# ---- sona/weights.h ----
+cdef extern from "sona/weights.h" nogil:
+    ctypedef struct sona_weights:
+        pass
+    ctypedef struct sona_weights_options:
+        size_t layers
+        size_t dim
+        size_t max_rank
+        uint64_t fingerprint
+    ctypedef struct sona_weights_info:
+        uint64_t epoch
+        uint64_t version
+        uint64_t published_ns
+
+    sona_status sona_weights_create(const char *path, const sona_weights_options *options, sona_weights **out)
+    sona_status sona_weights_open(const char *path, const sona_weights_options *options, sona_weights **out)
+    void sona_weights_close(sona_weights *weights)
+    sona_status sona_weights_publish(sona_weights *weights, const void *const *factors, const size_t *sizes, uint64_t version)
+    uint64_t sona_weights_epoch(const sona_weights *weights)
+    sona_status sona_weights_adopt(sona_weights *weights, sona_adapter *const *adapters, sona_weights_info *info)
 
 # ---- sona/iit3.h ----
 cdef extern from "sona/iit3.h" nogil:

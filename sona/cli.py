@@ -99,6 +99,38 @@ def _parser() -> argparse.ArgumentParser:
     _common(replay)
     replay.set_defaults(run=_replay)
 
+    learn = commands.add_parser(
+        "learn",
+        help="learn beside a C program: from a ring that both map, into weights that it adopts",
+        description="Learns from the trajectories and rewards that another process puts into a shared ring, at once; publishes the weights "
+        "in shared memory, from where that process and others adopt them; and keeps everything in a store. A record leaves the ring when it "
+        "is durable, so that each counts exactly once, whichever process is killed. Ends on SIGTERM or Ctrl-C, with everything saved; with "
+        "an error when another process reads the ring, writes the weights or learns for the store.",
+    )
+    learn.add_argument("--ring", required=True, metavar="FILE", help="made when absent; best in /dev/shm")
+    learn.add_argument("--store", required=True, metavar="STORE", help="made when absent")
+    learn.add_argument("--weights", required=True, metavar="FILE", help="made when absent; best in /dev/shm")
+    learn.add_argument("--dim", required=True, type=_whole(1, 1 << 20), metavar="N", help="numbers of a request's vector")
+    learn.add_argument("--layers", type=_whole(1, 4096), default=1, metavar="N", help="adapters (default: 1)")
+    learn.add_argument("--fingerprint", metavar="TEXT", help="names the frozen model; states and weights of another one are refused")
+    learn.add_argument(
+        "--preset",
+        choices=("max_throughput", "max_quality", "edge", "batch", "coordinator"),
+        help="of SonaConfig (default: none of them)",
+    )
+    learn.add_argument("--reward-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="default: 0 1")
+    learn.add_argument("--clip", action="store_true", help="bring rewards outside the range into it")
+    learn.add_argument("--name", default="default", metavar="NAME", help="of the state in the store (default: default)")
+    learn.add_argument(
+        "--capacity", type=_whole(4096, 1 << 40), default=4 << 20, metavar="BYTES", help="of a ring to be made, a power of two (default: 4 MiB)"
+    )
+    learn.add_argument("--save", type=_seconds, default=1.0, metavar="S", help="seconds between saves, at most (default: 1)")
+    learn.add_argument("--poll", type=_seconds, default=0.001, metavar="S", help="seconds between looks into an empty ring (default: 0.001)")
+    learn.add_argument("--no-cycles", action="store_true", help="leave background and deep cycles out")
+    learn.add_argument("--once", action="store_true", help="learn what is there, save it and end")
+    learn.add_argument("--json", action="store_true", help="print the counts as JSON")
+    learn.set_defaults(run=_learn)
+
     doctor = commands.add_parser("doctor", help="what sona finds on this machine, and whether a store is sound")
     doctor.add_argument("store", nargs="?", metavar="STORE", help="a store to look at")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -261,6 +293,33 @@ def _replay(arguments: argparse.Namespace) -> int:
     )
     report = run_replay(arguments.file, options, _progress)
     print(as_json(report) if arguments.json else replay_text(report, arguments.out))
+    return 0
+
+
+def _learn(arguments: argparse.Namespace) -> int:
+    from sona.config import SonaConfig
+    from sona.report import as_json
+    from sona.sidecar import Sidecar, SidecarConfig
+    from sona.sidecar.text import StatusLine, stopping, text
+
+    preset = SonaConfig if arguments.preset is None else getattr(SonaConfig, arguments.preset)
+    engine = preset(
+        hidden_dim=arguments.dim, num_layers=arguments.layers, reward_range=tuple(arguments.reward_range), clip=arguments.clip
+    )
+    config = SidecarConfig(
+        engine=engine,
+        name=arguments.name,
+        model_fingerprint=arguments.fingerprint,
+        capacity=arguments.capacity,
+        save_every=arguments.save,
+        poll=arguments.poll,
+        cycles=not arguments.no_cycles,
+    )
+    with StatusLine() as status:
+        sidecar = Sidecar(arguments.ring, store=arguments.store, weights=arguments.weights, config=config, progress=status.update)
+        with stopping(sidecar):
+            report = sidecar.run(once=arguments.once)
+    print(as_json(report) if arguments.json else text(report))
     return 0
 
 
