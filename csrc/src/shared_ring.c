@@ -137,6 +137,12 @@ void sona_shared_ring_release(sona_shared_ring *ring) {
   if (is(ring, SONA_CONSUMER)) sona_shared_release(&ring->memory, &ring->consumer);
 }
 
+uint64_t sona_shared_ring_mark(const sona_shared_ring *ring) { return is(ring, SONA_CONSUMER) ? ring->consumer.read : 0; }
+
+void sona_shared_ring_release_to(sona_shared_ring *ring, uint64_t mark) {
+  if (is(ring, SONA_CONSUMER)) sona_shared_release_to(&ring->memory, &ring->consumer, mark);
+}
+
 /* ---- both ---- */
 
 const uint8_t *sona_shared_ring_identity(const sona_shared_ring *ring) { return ring->identity; }

@@ -167,13 +167,16 @@ static inline void sona_shared_look_at_tail(const sona_shared_memory *m, sona_sh
   }
 }
 
-/* Frees what was returned. */
-static inline void sona_shared_release(const sona_shared_memory *m, sona_shared_consumer *c) {
-  if (c->head == c->read) return;
-  c->head = c->read;
+/* Frees what was returned before `read` was at `mark`. */
+static inline void sona_shared_release_to(const sona_shared_memory *m, sona_shared_consumer *c, uint64_t mark) {
+  if (mark == c->head || mark > SONA_SEALED_MAX || sona_ahead(c->head, mark) > sona_ahead(c->head, c->read)) return;
+  c->head = mark;
   /* release, with the acquire load of head in sona_shared_look_at_head: the records have been read before their bytes are free. */
   atomic_store_explicit(&m->words->head, sona_seal(c->head), memory_order_release);
 }
+
+/* Frees what was returned. */
+static inline void sona_shared_release(const sona_shared_memory *m, sona_shared_consumer *c) { sona_shared_release_to(m, c, c->read); }
 
 /* A header at c->read that stands for at least one unit before tail: its size, loaded once, and its number; false when it is damaged. */
 static inline bool sona_shared_get_header(const sona_shared_memory *m, const sona_shared_consumer *c, uint64_t *size, uint64_t *sequence) {

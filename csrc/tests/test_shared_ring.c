@@ -158,6 +158,8 @@ static void each_side_has_its_own_functions(void) {
   CHECK_EQ(sona_shared_ring_push(p.producer, "x", 1, NULL), SONA_OK);
   CHECK(sona_shared_ring_next(p.producer, &size, NULL) == NULL);
   sona_shared_ring_release(p.producer);
+  CHECK_EQ(sona_shared_ring_mark(p.producer), 0);
+  sona_shared_ring_release_to(p.producer, 2);
   CHECK(sona_shared_ring_used(p.producer) > 0);
   CHECK(sona_shared_ring_next(p.consumer, &size, NULL) != NULL);
   CHECK(record == NULL);
@@ -219,6 +221,29 @@ static void what_is_not_released_comes_again(void) {
   close_pair(&p);
 }
 
+static void a_mark_frees_what_came_before_it(void) {
+  pair p = open_pair(CAPACITY);
+  size_t size;
+  for (int i = 0; i < 4; i++) CHECK_EQ(sona_shared_ring_push(p.producer, &i, sizeof i, NULL), SONA_OK);
+  for (int i = 0; i < 2; i++) CHECK(sona_shared_ring_next(p.consumer, &size, NULL) != NULL);
+  const uint64_t mark = sona_shared_ring_mark(p.consumer);
+  const int *third = sona_shared_ring_next(p.consumer, &size, NULL);
+  const uint64_t beyond[] = {mark + 1000, UINT64_MAX, mark - 1000, sona_shared_ring_mark(p.consumer) + 2};
+  for (size_t i = 0; i < sizeof beyond / sizeof *beyond; i++) sona_shared_ring_release_to(p.consumer, beyond[i]);
+  CHECK_EQ(sona_shared_ring_used(p.consumer), 4 * 32);
+  sona_shared_ring_release_to(p.consumer, mark);
+  sona_shared_ring_release_to(p.consumer, mark);
+  CHECK_EQ(sona_shared_ring_used(p.consumer), 2 * 32);
+  CHECK(third && *third == 2);
+  const int *fourth = sona_shared_ring_next(p.consumer, &size, NULL); /* and reading goes on */
+  CHECK(fourth && *fourth == 3);
+  sona_shared_ring_close(p.consumer);
+  CHECK_EQ(sona_shared_ring_open(p.path, SONA_CONSUMER, 0, &p.consumer), SONA_OK);
+  third = sona_shared_ring_next(p.consumer, &size, NULL);
+  CHECK(third && *third == 2);
+  close_pair(&p);
+}
+
 static void a_full_ring_refuses_and_counts(void) {
   pair p = open_pair(CAPACITY);
   char bytes[240] = {0};
@@ -256,6 +281,7 @@ static void order_and_bytes_survive_the_wrap(uint64_t seed) {
   /* 200 turns before the wrap */
   pair p = pair_at(CAPACITY, (uint64_t)0 - 200 * (CAPACITY / 16) - seed % 97, start);
   uint64_t released = 0, returned = 0, pushed = 0, dropped = 0, sequence = start;
+  uint64_t mark = sona_shared_ring_mark(p.consumer), marked = 0; /* returned when it was taken */
   const int steps = scratch_rounds(20000);
   for (int step = 0; step < steps; step++) {
     const uint64_t random = sona_random_next(&rng);
@@ -297,6 +323,12 @@ static void order_and_bytes_survive_the_wrap(uint64_t seed) {
       if (random & 1) {
         sona_shared_ring_release(p.consumer);
         released = returned;
+      } else if (random & 2) {
+        mark = sona_shared_ring_mark(p.consumer);
+        marked = returned;
+      } else if (random & 4) {
+        sona_shared_ring_release_to(p.consumer, mark); /* which may be behind what is released: nothing happens */
+        if (marked > released) released = marked;
       }
     } else if (random & 1) {
       sona_shared_ring_close(p.producer);
@@ -304,7 +336,8 @@ static void order_and_bytes_survive_the_wrap(uint64_t seed) {
     } else if (random & 2) {
       sona_shared_ring_close(p.consumer);
       CHECK_EQ(sona_shared_ring_open(p.path, SONA_CONSUMER, 0, &p.consumer), SONA_OK);
-      returned = released;
+      returned = marked = released;
+      mark = sona_shared_ring_mark(p.consumer);
     }
     const size_t used = sona_shared_ring_used(p.consumer);
     CHECK(used <= CAPACITY && used % 16 == 0 && (used > 0) == (pushed > released));
@@ -680,6 +713,7 @@ int main(void) {
   each_side_has_its_own_functions();
   a_record_is_invisible_until_committed();
   what_is_not_released_comes_again();
+  a_mark_frees_what_came_before_it();
   a_full_ring_refuses_and_counts();
   for (uint64_t seed = 1; seed <= 5; seed++) order_and_bytes_survive_the_wrap(seed);
   any_allowed_record_fits_an_empty_ring();

@@ -71,6 +71,11 @@ SONA_API const void *sona_shared_ring_next(sona_shared_ring *ring, size_t *size,
 /* [consumer] Frees all records that sona_shared_ring_next has returned.  A consumer that ends before gets them again. */
 SONA_API void sona_shared_ring_release(sona_shared_ring *ring);
 
+/* [consumer] A mark behind the records that sona_shared_ring_next has returned until now, for a consumer that keeps them in the ring while
+ * it reads on: release_to frees what was returned before the mark, and does nothing with one that is not of what is still kept. */
+SONA_API uint64_t sona_shared_ring_mark(const sona_shared_ring *ring);
+SONA_API void sona_shared_ring_release_to(sona_shared_ring *ring, uint64_t mark);
+
 /* ---- both ---- */
 
 /* [any] SONA_SHARED_RING_IDENTITY random bytes, drawn when the file was made: its sequence numbers count within them. */
