@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("--fingerprint", metavar="TEXT", help="names the frozen model; states and weights of another one are refused")
     learn.add_argument(
         "--preset",
-        choices=("max_throughput", "max_quality", "edge", "batch", "coordinator"),
+        choices=("max_throughput", "max_quality", "edge", "batch", "ephemeral", "coordinator"),
         help="of SonaConfig (default: none of them)",
     )
     learn.add_argument("--reward-range", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="default: 0 1")

@@ -116,6 +116,7 @@ class Sidecar:
         self._bad: Counter[str] = Counter()
         self._last: dict[str, Any] = {}
         self._open: _Open | None = None
+        self._counting = threading.Lock()  # held while they are left, after which they answer no more
 
     def stop(self) -> None:
         """Let `run` learn what waits, save it and return."""
@@ -141,23 +142,25 @@ class Sidecar:
                 try:
                     files.work(self._stopped, once=once)
                 finally:
-                    self._open = None
-                    self._count(files)
+                    self._leave(files)
             if once or self._stopped.is_set():
                 return self.report()
             log.warning("%s or %s was replaced: opened again", self.ring, self.weights)
 
-    def _count(self, files: "_Open") -> None:
-        self._done += Counter(files.counts())
-        self._bad += files.consumer.bad
+    def _leave(self, files: "_Open") -> None:
+        with self._counting:
+            self._open = None
+            self._last = files.now()
+            self._done += Counter(files.counts())
+            self._bad += files.consumer.bad
 
     def report(self) -> dict[str, Any]:
-        """Counts since `run` began, and what ring and weights are like now."""
-        files = self._open
-        counts, bad, now = self._done, self._bad, self._last
-        if files is not None:
-            counts, bad, now = counts + Counter(files.counts()), bad + files.consumer.bad, files.now()
-        self._last = now
+        """Counts since `run` began, and what ring and weights are like now; without these before they are open."""
+        with self._counting:
+            files = self._open
+            counts, bad, now = self._done, self._bad, self._last
+            if files is not None:
+                counts, bad, now = counts + Counter(files.counts()), bad + files.consumer.bad, files.now()
         return {"seconds": time.monotonic() - self._began, **{name: counts[name] for name in _COUNTS}, "bad": dict(bad), **now}
 
 
