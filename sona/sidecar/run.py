@@ -227,10 +227,16 @@ class _Open:
         self._finish()
 
     def _take(self) -> int:
+        before = self._steps()
         taken = self.consumer.take(BATCH)
-        if taken:
-            self._dirty = self._unsaved = True
+        self._dirty |= self._steps() != before
+        self._unsaved |= taken > 0
         return taken
+
+    def _steps(self) -> int:
+        """Learned so far."""
+        metrics = self.engine.loop_a.metrics
+        return metrics.accumulated + metrics.revised
 
     def _drain(self) -> None:
         """Learn what is in the ring now; a producer that goes on does not keep this from ending, because nothing is released."""
@@ -256,7 +262,9 @@ class _Open:
         now = time.monotonic()
         due = now - self._last_save >= self.sidecar.config.save_every or self.ring.used > self.ring.capacity // 2
         if self._unsaved and due and self.saver.ready:
+            before = self._steps()
             self.consumer.settle()
+            self._dirty |= self._steps() != before
             self._last_save, self._unsaved = now, False
             self.saver.begin(self.ring.mark())
         elif self.saver.last_error is not None:
@@ -280,13 +288,11 @@ class _Open:
             return
         self._next_look = now + LOOK_EVERY
         try:
-            before = self.engine.loop_a.metrics.revised + self.engine.loop_a.metrics.accumulated
+            before, version = self._steps(), self._version
             self.engine.tick()
-            version = self._published_version()
-            metrics = self.engine.loop_a.metrics
-            if metrics.revised + metrics.accumulated != before or version != self._version:
+            self._version = self._published_version()
+            if self._steps() != before or self._version != version:
                 self._dirty = self._unsaved = True
-            self._version = version
         except SonaStoreError as error:
             log.warning("store: %s", error)
         if self.sidecar._progress is not None:
