@@ -102,10 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     learn = commands.add_parser(
         "learn",
         help="learn beside a C program: from a ring that both map, into weights that it adopts",
-        description="Learns from the trajectories and rewards that another process puts into a shared ring, at once; publishes the weights "
-        "in shared memory, from where that process and others adopt them; and keeps everything in a store. A record leaves the ring when it "
-        "is durable, so that each counts exactly once, whichever process is killed. Ends on SIGTERM or Ctrl-C, with everything saved; with "
-        "an error when another process reads the ring, writes the weights or learns for the store.",
+        description="Learns at once from trajectories and rewards that another process puts into a shared ring; publishes the weights "
+        "in shared memory, where that process and others adopt them; and keeps everything in a store. A record leaves the ring when it is "
+        "durable, so that each counts exactly once, whichever process is killed. Ends on SIGTERM or Ctrl-C, with everything saved; with an "
+        "error when another process reads the ring, writes the weights or learns for the store.",
     )
     learn.add_argument("--ring", required=True, metavar="FILE", help="made when absent; best in /dev/shm")
     learn.add_argument("--store", required=True, metavar="STORE", help="made when absent")
@@ -122,10 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("--clip", action="store_true", help="bring rewards outside the range into it")
     learn.add_argument("--name", default="default", metavar="NAME", help="of the state in the store (default: default)")
     learn.add_argument(
-        "--capacity", type=_whole(4096, 1 << 40), default=4 << 20, metavar="BYTES", help="of a ring to be made, a power of two (default: 4 MiB)"
+        "--capacity",
+        type=_whole(4096, 1 << 40),
+        default=4 << 20,
+        metavar="BYTES",
+        help="of a ring to be made, a power of two (default: 4 MiB)",
     )
     learn.add_argument("--save", type=_seconds, default=1.0, metavar="S", help="seconds between saves, at most (default: 1)")
-    learn.add_argument("--poll", type=_seconds, default=0.001, metavar="S", help="seconds between looks into an empty ring (default: 0.001)")
+    learn.add_argument(
+        "--poll", type=_seconds, default=0.001, metavar="S", help="seconds between looks into an empty ring (default: 0.001)"
+    )
     learn.add_argument("--no-cycles", action="store_true", help="leave background and deep cycles out")
     learn.add_argument("--once", action="store_true", help="learn what is there, save it and end")
     learn.add_argument("--json", action="store_true", help="print the counts as JSON")
@@ -303,9 +309,7 @@ def _learn(arguments: argparse.Namespace) -> int:
     from sona.sidecar.text import StatusLine, stopping, text
 
     preset = SonaConfig if arguments.preset is None else getattr(SonaConfig, arguments.preset)
-    engine = preset(
-        hidden_dim=arguments.dim, num_layers=arguments.layers, reward_range=tuple(arguments.reward_range), clip=arguments.clip
-    )
+    engine = preset(hidden_dim=arguments.dim, num_layers=arguments.layers, reward_range=tuple(arguments.reward_range), clip=arguments.clip)
     config = SidecarConfig(
         engine=engine,
         name=arguments.name,

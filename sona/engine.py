@@ -123,9 +123,7 @@ class SonaEngine:
                 self.journal = Journal(self.store, self._learners, name=name, fingerprint=model_fingerprint)
                 if self.policy is not None:
                     self.journal.arms_changed()
-            self.ended = Ended(
-                self.loop_a, self._learners.taught, self.journal, most=c.trajectory_capacity, most_bytes=c.trajectory_bytes
-            )
+            self.ended = Ended(self.loop_a, self._learners.taught, self.journal, most=c.trajectory_capacity, most_bytes=c.trajectory_bytes)
             if self.journal is not None:
                 if self.enabled:
                     self.journal.open()

@@ -43,7 +43,9 @@ class Run:
 
     def crash(self) -> None:
         engine = self.engine
-        assert engine.journal is not None and engine.journal.writer is not None and engine.store is not None
+        assert engine.journal is not None
+        assert engine.journal.writer is not None
+        assert engine.store is not None
         engine.journal.writer._stopping.set()
         engine.journal.writer._disown()
         engine.journal.writer._wake.set()
@@ -344,7 +346,8 @@ def test_a_reward_of_another_process_is_learned_by_the_one_that_leads(tmp_path: 
     run.engine.flush()
     before = learned(run.engine)
     with SonaEngine(CONFIG, store=tmp_path / "sona.db") as other:
-        assert other.journal is not None and not other.journal.leading
+        assert other.journal is not None
+        assert not other.journal.leading
         assert other.feedback(5, 1.0)
         assert not other.feedback(6, 1.0)
         assert learned(other) == before

@@ -22,7 +22,8 @@ from sona.loops.limits import Sources
 from sona.loops.memory import Memory
 
 _CUT = "rewards have been learned that are no longer kept"
-_REPLACED = ("layer0.", "policy.", "trial.", "sources.", "drift.", "unlogged", "taught.ids")  # parts of a state that another learner brings or ends
+# parts of a state that another learner brings or ends
+_REPLACED = ("layer0.", "policy.", "trial.", "sources.", "drift.", "unlogged", "taught.ids")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,10 @@ from typing import Any
 
 from sona.config import SonaConfig
 from sona.engine import SonaEngine
-from sona.errors import SonaError, SonaStoreError, SonaValueError
+from sona.errors import SonaError, SonaValueError
+from sona.loops.background import BackgroundResult
 from sona.loops.coordinator import LoopCoordinator
+from sona.loops.deep import DeepResult
 from sona.sidecar._shared import SharedRing, Weights
 from sona.sidecar.consumer import Consumer
 from sona.sidecar.saver import Saver
@@ -57,9 +59,9 @@ class SidecarConfig:
     def __post_init__(self) -> None:
         if self.capacity < 4096 or self.capacity & (self.capacity - 1):
             raise SonaValueError(f"capacity: expected a power of two of at least 4096, got {self.capacity}")
-        for name in ("save_every", "poll"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise SonaValueError(f"{name}: expected seconds, a number of at least 0, got {getattr(self, name)}")
+        for name, most in (("save_every", 3600.0), ("poll", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise SonaValueError(f"{name}: expected seconds, a number from 0 to {most:g}, got {getattr(self, name)}")
 
 
 def fingerprint_of(text: str | None) -> int:
@@ -110,7 +112,7 @@ class Sidecar:
     ) -> None:
         self.ring, self.weights, self.store, self.config = os.fspath(ring), os.fspath(weights), store, config
         self._progress = progress
-        self._stopped = threading.Event()
+        self._stopped = False  # no event: the handler of a signal may find its lock held by the very thread that it interrupts
         self._began = time.monotonic()
         self._done: Counter[str] = Counter()  # of files that were left
         self._bad: Counter[str] = Counter()
@@ -120,7 +122,12 @@ class Sidecar:
 
     def stop(self) -> None:
         """Let `run` learn what waits, save it and return."""
-        self._stopped.set()
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has been told to."""
+        return self._stopped
 
     def run(self, *, once: bool = False) -> dict[str, Any]:
         """
@@ -140,10 +147,10 @@ class Sidecar:
             with _Open(self) as files:
                 self._open = files
                 try:
-                    files.work(self._stopped, once=once)
+                    files.work(once=once)
                 finally:
                     self._leave(files)
-            if once or self._stopped.is_set():
+            if once or self._stopped:
                 return self.report()
             log.warning("%s or %s was replaced: opened again", self.ring, self.weights)
 
@@ -192,16 +199,15 @@ class _Open:
             self._files = self._identities()
             self.saver = Saver(self.consumer.save)
             stack.callback(self.saver.close)
-            self.coordinator = LoopCoordinator(_Cycles(self.engine))
-            if config.cycles:
-                self.coordinator.start()
-                stack.callback(self._end_cycles)
+            self.cycles = _Cycles(self.engine, on=config.cycles)
+            self.coordinator = LoopCoordinator(self.cycles).start()
+            stack.callback(self._end_cycles)
             self._stack = stack.pop_all()
-        self._version = self._published_version()
-        self._dirty = True  # whatever the file has, it is not what this process has learned
+        self._taken = 0  # records
+        self._published_at = -1  # steps learned; whatever the file has, it is not what this process has learned
+        self._saved_at = self._learned
         self._last_save = time.monotonic()
         self._next_look = time.monotonic() + LOOK_EVERY
-        self._unsaved = False
 
     def __enter__(self) -> "_Open":
         return self
@@ -211,32 +217,34 @@ class _Open:
 
     # ---- the loop ----
 
-    def work(self, stopped: threading.Event, *, once: bool) -> None:
-        """Until told to stop, until the files are replaced, or `once`; everything that was read is saved then."""
-        config = self.sidecar.config
+    def work(self, *, once: bool) -> None:
+        """Until the sidecar is told to stop, until the files are replaced, or `once`; everything that was read is saved then."""
+        poll = self.sidecar.config.poll
         self._drain()  # what a crash left is learned before readers see weights that do not have it
-        while not (once or stopped.is_set() or self._replaced()):
+        while not (once or self.sidecar.stopped or self._replaced()):
             taken = self._take()
             self._publish()
             self._save_when_due()
-            self._look()
             if not taken:
-                stopped.wait(config.poll)
+                time.sleep(poll)
         self._drain()
         self._publish()
         self._finish()
 
-    def _take(self) -> int:
-        before = self._steps()
-        taken = self.consumer.take(BATCH)
-        self._dirty |= self._steps() != before
-        self._unsaved |= taken > 0
-        return taken
-
+    @property
     def _steps(self) -> int:
-        """Learned so far."""
+        """Learned so far, also from rewards that other processes have brought to the store."""
         metrics = self.engine.loop_a.metrics
         return metrics.accumulated + metrics.revised
+
+    @property
+    def _learned(self) -> tuple[int, int]:
+        return self._taken, self._steps
+
+    def _take(self) -> int:
+        taken = self.consumer.take(BATCH)
+        self._taken += taken
+        return taken
 
     def _drain(self) -> None:
         """Learn what is in the ring now; a producer that goes on does not keep this from ending, because nothing is released."""
@@ -244,11 +252,12 @@ class _Open:
             pass
 
     def _publish(self) -> None:
-        if not self._dirty:
+        if self._steps == self._published_at:
             return
-        self._dirty = False
         try:
-            self.weights.publish(self.engine.adapters, self._version)
+            with self.engine.ended.mutex:  # rewards that other processes have brought are learned in another thread
+                self._published_at = self._steps
+                self.weights.publish(self.engine.adapters, self.cycles.version)
         except SonaError as error:
             self.publish_failures += 1
             log.warning("weights: %s", error)
@@ -261,14 +270,10 @@ class _Open:
             self.ring.release(mark)
         now = time.monotonic()
         due = now - self._last_save >= self.sidecar.config.save_every or self.ring.used > self.ring.capacity // 2
-        if self._unsaved and due and self.saver.ready:
-            before = self._steps()
+        if due and self.saver.ready and (self._learned != self._saved_at or self.saver.last_error is not None):
             self.consumer.settle()
-            self._dirty |= self._steps() != before
-            self._last_save, self._unsaved = now, False
+            self._last_save, self._saved_at = now, self._learned
             self.saver.begin(self.ring.mark())
-        elif self.saver.last_error is not None:
-            self._unsaved = True
 
     def _finish(self) -> None:
         """Save in this thread and release; what cannot be saved stays in the ring."""
@@ -281,35 +286,19 @@ class _Open:
         if not settled:
             log.warning("%d rewards wait in the state for trajectories that could not be read", self.consumer.owed)
 
-    def _look(self) -> None:
-        """Once a second: what other processes have brought to the store, and who looks on."""
-        now = time.monotonic()
-        if now < self._next_look:
-            return
-        self._next_look = now + LOOK_EVERY
-        try:
-            before, version = self._steps(), self._version
-            self.engine.tick()
-            self._version = self._published_version()
-            if self._steps() != before or self._version != version:
-                self._dirty = self._unsaved = True
-        except SonaStoreError as error:
-            log.warning("store: %s", error)
-        if self.sidecar._progress is not None:
-            self.sidecar._progress(self.sidecar.report())
-
-    def _published_version(self) -> int:
-        return next((version.number for version in self.engine.versions() if version.published), 0)
-
     # ---- files ----
 
     def _identities(self) -> list[tuple[int, int] | None]:
         return [_identity(self.sidecar.ring), _identity(self.sidecar.weights)]
 
     def _replaced(self) -> bool:
-        """Whether another file has the name of the ring, or the weights are not where readers look for them."""
-        if time.monotonic() < self._next_look:
+        """Once a second: whether another file has the name of the ring, or the weights are not where readers look for them."""
+        now = time.monotonic()
+        if now < self._next_look:
             return False
+        self._next_look = now + LOOK_EVERY
+        if self.sidecar._progress is not None:
+            self.sidecar._progress(self.sidecar.report())
         ring, weights = self._identities()
         return (ring is not None and ring != self._files[0]) or weights != self._files[1]
 
@@ -334,7 +323,7 @@ class _Open:
             "publish_failures": self.publish_failures,
             "saves": saver.saves,
             "save_failures": saver.failures,
-            "cycles": self.coordinator.cycles + self.coordinator.deep_cycles,
+            "cycles": self.cycles.completed,
         }
 
     def now(self) -> dict[str, Any]:
@@ -344,20 +333,37 @@ class _Open:
             "owed": self.consumer.owed,
             "ring": {"used": ring.used, "capacity": ring.capacity, "dropped": ring.dropped, "damaged": ring.damaged},
             "epoch": self.weights.epoch,
-            "version": self._version,
+            "version": self.cycles.version,
             "store_error": self.saver.last_error,
         }
 
 
 class _Cycles:
-    """An engine whose cycles a thread of their own may run: while they run it is ticked and taught by another one."""
+    """What is due in an engine, for a thread of its own; another one teaches it meanwhile, with `engine.ended.mutex` held."""
 
-    def __init__(self, engine: SonaEngine) -> None:
-        self.engine = engine
-        self.background_learn, self.deep_learn = engine.background_learn, engine.deep_learn
+    def __init__(self, engine: SonaEngine, *, on: bool) -> None:
+        self.engine, self._on = engine, on
+        self.completed = 0
+        self.version = self._published()
 
     def tick(self) -> None:
-        """The loop does it."""
+        """Learn what other processes have brought to the store."""
+        self.engine.tick()
+        self.version = self._published()
+
+    def _published(self) -> int:
+        assert self.engine.store is not None
+        return self.engine.store.published(self.engine.name) or 0
+
+    def background_learn(self) -> BackgroundResult:
+        result = self.engine.background_learn() if self._on else BackgroundResult.skipped("cycles are switched off")
+        self.completed += result.status == "completed"
+        return result
+
+    def deep_learn(self) -> DeepResult:
+        result = self.engine.deep_learn() if self._on else DeepResult.skipped("cycles are switched off")
+        self.completed += result.status == "completed"
+        return result
 
 
 def _identity(path: str) -> tuple[int, int] | None:
