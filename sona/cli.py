@@ -306,7 +306,8 @@ def _learn(arguments: argparse.Namespace) -> int:
     from sona.config import SonaConfig
     from sona.report import as_json
     from sona.sidecar import Sidecar, SidecarConfig
-    from sona.sidecar.text import StatusLine, stopping, text
+    from sona.sidecar.process import whole_process
+    from sona.sidecar.text import StatusLine, text
 
     preset = SonaConfig if arguments.preset is None else getattr(SonaConfig, arguments.preset)
     engine = preset(hidden_dim=arguments.dim, num_layers=arguments.layers, reward_range=tuple(arguments.reward_range), clip=arguments.clip)
@@ -321,7 +322,7 @@ def _learn(arguments: argparse.Namespace) -> int:
     )
     with StatusLine() as status:
         sidecar = Sidecar(arguments.ring, store=arguments.store, weights=arguments.weights, config=config, progress=status.update)
-        with stopping(sidecar):
+        with whole_process(sidecar):
             report = sidecar.run(once=arguments.once)
     print(as_json(report) if arguments.json else text(report))
     return 0

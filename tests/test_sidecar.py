@@ -1,5 +1,6 @@
 """Promises of ``sona learn``: what a process commits is learned once, whoever is killed, and readers see whole publications in order."""
 
+import errno
 import json
 import os
 import random
@@ -85,6 +86,18 @@ def eventually(true: Callable[[], bool], what: str, seconds: float = 30.0) -> No
     while not true():
         assert time.monotonic() < give_up, what
         time.sleep(0.002)
+
+
+def reader_of(path: Path, dim: int = DIM) -> Weights:
+    """Of weights that are being made: until they are, there is no such file."""
+    give_up = time.monotonic() + 30
+    while True:
+        try:
+            return Weights.reader(path, layers=1, dim=dim)
+        except SonaStoreError as error:
+            assert error.errno == errno.ENOENT
+            assert time.monotonic() < give_up
+            time.sleep(0.002)
 
 
 def producer_of(place: Place, capacity: int = 1 << 20) -> SharedRing:
@@ -247,7 +260,7 @@ def test_while_the_store_fails_weights_go_on_and_the_ring_keeps_everything(
         more = messages(rng, running.ring, 20, [sequence for sequence, data in done if data[:4] != b"SFBK"])
         running.until(lambda report: report["trajectories"] + report["feedback"] == 30 and report["save_failures"] > 2)
         assert "disk is full" in running.sidecar.report()["store_error"]
-        reader, adapter = Weights.reader(shared / "weights", layers=1, dim=DIM), Adapter(DIM, rank=8)
+        reader, adapter = reader_of(shared / "weights"), Adapter(DIM, rank=8)
         assert reader.adopt([adapter]) is not None
         x = rng.normal(size=DIM).astype(np.float32)
         np.testing.assert_allclose(adapter.apply(x), model_of(done + more).apply(x), atol=1e-6)
@@ -293,7 +306,7 @@ def test_rewards_that_other_processes_bring_to_the_store_are_published(shared: P
             (row,) = other.store.trajectories()
             assert other.feedback(row.id, 1.0)
         running.until(lambda report: report["epoch"] > epoch)
-        reader, adapter = Weights.reader(shared / "weights", layers=1, dim=DIM), Adapter(DIM, rank=8)
+        reader, adapter = reader_of(shared / "weights"), Adapter(DIM, rank=8)
         reader.adopt([adapter])
         assert np.abs(adapter.delta()).max() > 0
 
@@ -360,8 +373,7 @@ def test_the_command_learns_publishes_and_ends_on_a_signal(place: Place, rng: np
     producer = producer_of(place)
     process = place.start()
     done = messages(rng, producer, 50, named := [])
-    eventually(place.weights.exists, "weights")
-    reader, adapter = Weights.reader(place.weights, layers=1, dim=DIM), Adapter(DIM, rank=8)
+    reader, adapter = reader_of(place.weights), Adapter(DIM, rank=8)
     x = rng.normal(size=DIM).astype(np.float32)
 
     def adopted() -> bool:
@@ -413,8 +425,7 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         try:
-            eventually(self.path.exists, "weights")
-            reader, adapter = Weights.reader(self.path, layers=1, dim=DIM), Adapter(DIM, rank=8)
+            reader, adapter = reader_of(self.path), Adapter(DIM, rank=8)
             while not self.ending.wait(0.0005):
                 info = reader.adopt([adapter])
                 if info is not None and (not self.seen or info[0] != self.seen[-1][0]):
@@ -545,7 +556,7 @@ def test_the_documented_c_program_is_heard(place: Place, rng: np.random.Generato
     build = ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "csrc" / "include"), str(source), str(library)]
     subprocess.run([*build, "-lm", "-lpthread", "-o", str(program)], check=True, timeout=120)
     sidecar = place.start("--dim", "4")
-    eventually(place.weights.exists, "weights")
+    reader_of(place.weights, dim=4)
     done = subprocess.run([program, place.ring, place.weights], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"epoch \d+: \+0\.\d+\n", done.stdout), done.stdout

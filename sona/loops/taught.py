@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 SPANS = 4096  # of ids; then the two lowest become one
 RINGS = 1024  # the newest are remembered
+SEQUENCES = 1 << 38  # of a ring: its ids are base + sequence, and base is a multiple of it
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -16,7 +17,7 @@ class Taught:
     """
     A set of trajectory ids, kept as spans because they are given in order, and the position in each ring.
 
-    Records of a ring have the ids base + sequence; whatever is not above the position is in the set.
+    Whatever is not above the position in its ring is in the set.
 
     Attributes
     ----------
@@ -28,14 +29,16 @@ class Taught:
     def __init__(self) -> None:
         self._first: list[int] = []
         self._last: list[int] = []
-        self._rings: dict[bytes, tuple[int, int]] = {}  # identity -> base, sequence
+        self._bases: dict[bytes, int] = {}  # by identity of the ring
+        self._read: dict[int, int] = {}  # base -> sequence
         self.owed: dict[int, float] = {}
 
     def __contains__(self, id: int) -> bool:
-        at = bisect_right(self._first, id) - 1
-        if at >= 0 and id <= self._last[at]:
+        sequence = id % SEQUENCES
+        if 0 < sequence <= self._read.get(id - sequence, 0):
             return True
-        return any(base < id <= base + sequence for base, sequence in self._rings.values())
+        at = bisect_right(self._first, id) - 1
+        return at >= 0 and id <= self._last[at]
 
     def add(self, id: int) -> None:
         """Learned from; a second time changes nothing."""
@@ -57,25 +60,26 @@ class Taught:
 
     def ring(self, identity: bytes, base: int) -> tuple[int, int]:
         """(base of its ids, sequence up to which it has been read); at the first sight of a ring `base` and 0."""
-        if identity not in self._rings:
-            self._rings[identity] = (base, 0)
-            while len(self._rings) > RINGS:
-                del self._rings[next(iter(self._rings))]
-        return self._rings[identity]
+        if identity not in self._bases:
+            self._bases[identity] = base
+            self._read[base] = 0
+            while len(self._bases) > RINGS:
+                del self._read[self._bases.pop(next(iter(self._bases)))]
+        base = self._bases[identity]
+        return base, self._read[base]
 
     def read(self, identity: bytes, sequence: int) -> None:
         """Everything in that ring up to `sequence` is learned, owed, or was of no use."""
-        base, _ = self._rings[identity]
-        self._rings[identity] = (base, sequence)
+        self._read[self._bases[identity]] = sequence
 
     def state(self) -> Arrays:
         """Arrays that `restore` takes; none where there is nothing to say."""
         arrays: Arrays = {}
         if self._first:
             arrays["ids"] = np.array([self._first, self._last], np.uint64)
-        if self._rings:
-            arrays["rings"] = np.frombuffer(b"".join(self._rings), np.uint8).reshape(-1, 16)
-            arrays["read"] = np.array(list(self._rings.values()), np.uint64)
+        if self._bases:
+            arrays["rings"] = np.frombuffer(b"".join(self._bases), np.uint8).reshape(-1, 16)
+            arrays["read"] = np.array([(base, self._read[base]) for base in self._bases.values()], np.uint64)
         if self.owed:
             arrays["owed"] = np.array(list(self.owed), np.uint64)
             arrays["rewards"] = np.array(list(self.owed.values()), np.float64)
@@ -85,5 +89,6 @@ class Taught:
         """Put back what `state` returned."""
         self._first, self._last = arrays["ids"].tolist() if "ids" in arrays else ([], [])
         identities = [row.tobytes() for row in arrays["rings"]] if "rings" in arrays else []
-        self._rings = dict(zip(identities, map(tuple, arrays["read"].tolist()), strict=True)) if identities else {}
+        self._read = dict(arrays["read"].tolist()) if identities else {}
+        self._bases = dict(zip(identities, self._read, strict=True))
         self.owed = dict(zip(arrays["owed"].tolist(), arrays["rewards"].tolist(), strict=True)) if "owed" in arrays else {}

@@ -9,12 +9,12 @@ from typing import Protocol
 from sona.engine import SonaEngine
 from sona.errors import SonaClosedError, SonaCorruptError, SonaError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops.ended import RING
+from sona.loops.taught import SEQUENCES
 from sona.trajectory._record import measure_record
 
 log = logging.getLogger("sona")
 
-SEQUENCES = 1 << 38  # ids of one ring, within the half of a session's ids that trajectories have; the engine's own start below
-RING_IDS = 1 << 39 | SEQUENCES
+RING_IDS = 1 << 39 | SEQUENCES  # of a session's ids, the half of trajectories begins with those that an engine gives itself
 QUIET = 10.0  # s between warnings of a kind
 
 _FEEDBACK = struct.Struct("<4sIQd")  # b"SFBK", its size, sequence number of the trajectory, reward
@@ -110,9 +110,9 @@ class Consumer:
             self._ended.held.trajectory(id, record, quality)
             return
         with self._ended.mutex:
+            self._taught.read(self._identity, sequence)
             self._ended.learn(id, record, learn=True)
             self._ended.held.trajectory(id, record, quality)
-            self._taught.read(self._identity, sequence)
         if quality is not None:
             self._engine.memory.note(id, record, quality)
         self.trajectories += 1

@@ -1,14 +1,9 @@
-"""What ``sona learn`` says, and how it is told to stop."""
+"""What ``sona learn`` says."""
 
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TextIO
-
-from sona.sidecar.run import Sidecar
 
 
 def line(report: dict[str, Any]) -> str:
@@ -51,19 +46,3 @@ class StatusLine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._drawn:
             self._stream.write("\n")
-
-
-@contextmanager
-def stopping(sidecar: Sidecar) -> Iterator[None]:
-    """Inside, SIGTERM and the first SIGINT let the sidecar end; a second SIGINT interrupts it."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        sidecar.stop()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
