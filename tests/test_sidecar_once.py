@@ -18,6 +18,9 @@ DIM = 8
 CONFIG = SonaConfig(hidden_dim=DIM, num_layers=2, base_lora_rank=8, base_lora_rank_max=8, trajectory_capacity=3)
 
 
+DEATHS = ("before the state", "after the state", "before the rows", "after the rows", "before the release")
+
+
 class Crash(Exception):
     """The process is gone."""
 
@@ -46,9 +49,12 @@ class Run:
         assert engine.journal is not None
         assert engine.journal.writer is not None
         assert engine.store is not None
-        engine.journal.writer._stopping.set()
-        engine.journal.writer._disown()
-        engine.journal.writer._wake.set()
+        writer = engine.journal.writer
+        assert writer._thread is not None
+        writer._stopping.set()
+        writer._wake.set()
+        writer._thread.join()
+        writer._disown()
         engine.store.close()  # what the kernel does: the lease is free, and nothing is written
         self.open()
 
@@ -58,26 +64,32 @@ class Run:
         return sequence
 
     def save(self, die: str = "") -> None:
-        """Save and release; with `die` the process ends at that moment."""
+        """Save and release; with `die` the process ends at that moment. The loop reads on meanwhile, as it does beside the saver."""
         store, mark = self.engine.store, self.ring.mark()
         assert store is not None
-        name = "put_state" if die == "before the state" else "append"
-        write = getattr(store, name)
-        if die in ("before the state", "before the rows", "after the rows"):
+        writes = {"put_state": store.put_state, "append": store.append}
 
-            def dying(*arguments: Any, **options: Any) -> None:
-                if die == "after the rows":
-                    write(*arguments, **options)
-                raise Crash
+        def beside(name: str, before: str, after: str) -> Any:
+            def write(*arguments: Any, **options: Any) -> None:
+                self.consumer.take(2)
+                if die == before:
+                    raise Crash
+                writes[name](*arguments, **options)
+                if die == after:
+                    raise Crash
 
-            setattr(store, name, dying)
+            return write
+
+        store.put_state = beside("put_state", "before the state", "after the state")  # type: ignore[method-assign]
+        store.append = beside("append", "before the rows", "after the rows")  # type: ignore[method-assign]
         try:
             self.consumer.save()
         except Crash:
             self.crash()
             return
         finally:
-            setattr(store, name, write)
+            for name, write in writes.items():
+                setattr(store, name, write)
         if die == "before the release":
             self.crash()
             return
@@ -129,7 +141,7 @@ def test_any_interleaving_is_a_run_without_interruption(seed: int, tmp_path: Pat
         elif move == "take":
             run.consumer.take(int(rng.integers(1, 9)))
         elif move == "save":
-            run.save(str(rng.choice(["", "", "before the state", "before the rows", "after the rows", "before the release"])))
+            run.save(str(rng.choice(["", "", *DEATHS])))
         elif move == "crash":
             run.crash()
         elif move == "gap":
@@ -212,7 +224,7 @@ def test_bad_records_are_counted_and_move_nothing(tmp_path: Path, rng: np.random
     run.engine.close()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["", "before the release", "no crash"])
 def test_feedback_waits_for_a_store_that_cannot_be_read(when: str, tmp_path: Path, rng: np.random.Generator) -> None:
     run = Run(tmp_path / "sona.db")
     sequence = run.push(trajectory(rng, DIM))
@@ -229,16 +241,16 @@ def test_feedback_waits_for_a_store_that_cannot_be_read(when: str, tmp_path: Pat
     run.consumer.take(64)
     assert (run.consumer.owed, run.consumer.trajectories, run.consumer.feedback) == (1, 7, 0)
     assert not run.consumer.settle()
-    if when == "before":
-        run.save()  # what is owed is in the state
+    if when == "no crash":
+        store.trajectory = read  # type: ignore[method-assign]
+    else:
+        run.save(when)  # what is owed is in the state
         run.crash()
         assert run.consumer.owed == 1
-    else:
-        store.trajectory = read  # type: ignore[method-assign]
+        while run.consumer.take(64):
+            pass
     assert run.consumer.settle()
     assert run.consumer.owed == 0
-    while run.consumer.take(64):
-        pass
     run.behind.append((feedback(sequence, 1.0), 0))  # later than it came, and only the last one
     run.check()
     run.save()
@@ -359,6 +371,25 @@ def test_a_reward_of_another_process_is_learned_by_the_one_that_leads(tmp_path: 
     assert run.engine.feedback(5, 1.0)
     assert learned(run.engine) == once
     run.engine.close()
+
+
+def test_what_a_process_learned_before_it_led_is_not_in_what_it_learns_from_then_on(tmp_path: Path, rng: np.random.Generator) -> None:
+    run = Run(tmp_path / "sona.db")
+    run.engine.record(first := trajectory(rng, DIM), 1)
+    other = SonaEngine(CONFIG, store=tmp_path / "sona.db")
+    other.record(second := trajectory(rng, DIM), 2)  # learned there, until the state that leads is read
+    run.engine.close()
+    assert other.journal is not None
+    other.journal.poll()
+    assert other.journal.leading
+    assert other.feedback(2, 1.0)
+    run.model.record(first, 1)
+    unrewarded = bytearray(second)
+    unrewarded[48 + 4 * DIM + 8 : 48 + 4 * DIM + 16] = np.float64(np.nan).tobytes()
+    run.model.record(bytes(unrewarded), 2)
+    assert run.model.feedback(2, 1.0)
+    assert learned(other) == learned(run.model)
+    other.close()
 
 
 def test_a_record_of_elsewhere_is_what_the_engine_would_have_recorded(rng: np.random.Generator) -> None:

@@ -35,12 +35,12 @@ def test_positions_in_rings_are_ids(rng: np.random.Generator) -> None:
         assert ours.ring(name, (n + 1) * SEQUENCES) == ((n + 1) * SEQUENCES, 0)
         assert ours.ring(name, 99 * SEQUENCES) == ((n + 1) * SEQUENCES, 0)  # the first one stays
     ours.read(names[1], 5)
-    ours.owed[7] = 0.25
+    ours.owed[7] = 0.25, 3
     for one in (ours, again(ours)):
         assert [id for id in range(2 * SEQUENCES - 2, 2 * SEQUENCES + 9) if id in one] == [2 * SEQUENCES + n for n in range(1, 6)]
         assert SEQUENCES + 1 not in one
         assert one.ring(names[1], 0) == (2 * SEQUENCES, 5)
-        assert one.owed == {7: 0.25}
+        assert one.owed == {7: (0.25, 3)}
     assert again(Taught()).state() == {}
 
 

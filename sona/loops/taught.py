@@ -22,8 +22,8 @@ class Taught:
     Attributes
     ----------
     owed : dict
-        Rewards in [0, 1] by id that were read from a ring and are not learned yet: their trajectories are in a store that cannot be
-        read at the moment.
+        (reward in [0, 1], sequence of the first record that is owed) by id: read from a ring and not learned yet, because the
+        trajectory is in a store that cannot be read at the moment.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Taught:
         self._last: list[int] = []
         self._bases: dict[bytes, int] = {}  # by identity of the ring
         self._read: dict[int, int] = {}  # base -> sequence
-        self.owed: dict[int, float] = {}
+        self.owed: dict[int, tuple[float, int]] = {}
 
     def __contains__(self, id: int) -> bool:
         sequence = id % SEQUENCES
@@ -81,8 +81,8 @@ class Taught:
             arrays["rings"] = np.frombuffer(b"".join(self._bases), np.uint8).reshape(-1, 16)
             arrays["read"] = np.array([(base, self._read[base]) for base in self._bases.values()], np.uint64)
         if self.owed:
-            arrays["owed"] = np.array(list(self.owed), np.uint64)
-            arrays["rewards"] = np.array(list(self.owed.values()), np.float64)
+            arrays["owed"] = np.array([(id, since) for id, (_, since) in self.owed.items()], np.uint64)
+            arrays["rewards"] = np.array([reward for reward, _ in self.owed.values()], np.float64)
         return arrays
 
     def restore(self, arrays: Arrays) -> None:
@@ -91,4 +91,5 @@ class Taught:
         identities = [row.tobytes() for row in arrays["rings"]] if "rings" in arrays else []
         self._read = dict(arrays["read"].tolist()) if identities else {}
         self._bases = dict(zip(identities, self._read, strict=True))
-        self.owed = dict(zip(arrays["owed"].tolist(), arrays["rewards"].tolist(), strict=True)) if "owed" in arrays else {}
+        owed = zip(arrays["owed"].tolist(), arrays["rewards"].tolist(), strict=True) if "owed" in arrays else ()
+        self.owed = {id: (reward, since) for (id, since), reward in owed}

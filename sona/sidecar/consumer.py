@@ -125,12 +125,13 @@ class Consumer:
         id = self.id_of(named)
         if sequence <= self._old:
             self.again += 1
-            self._write_again(id, unit)
+            self._write_again(id, unit, sequence)
         elif not 0 < named < sequence:
             self._refuse("unknown", f"record {sequence}: feedback for record {named}, which does not come before it")
         elif id in self._taught.owed or not self._learn(id, unit, sequence):
             with self._ended.mutex:
-                self._taught.owed[id] = unit
+                _, since = self._taught.owed.get(id, (0.0, sequence))
+                self._taught.owed[id] = unit, since
                 self._taught.read(self._identity, sequence)
 
     def _learn(self, id: int, unit: float, sequence: int | None = None) -> bool:
@@ -156,10 +157,10 @@ class Consumer:
             self._engine.memory.note(id, found[0], unit)
         return True
 
-    def _write_again(self, id: int, unit: float) -> None:
+    def _write_again(self, id: int, unit: float, sequence: int) -> None:
         """A learned reward, whose row may be in the store or not; once more does no harm."""
         held = self._ended.held
-        if self._taught.owed.get(id) == unit:  # not learned yet
+        if id in self._taught.owed and sequence >= self._taught.owed[id][1]:  # not learned yet
             return
         try:
             last = held.last[id] if id in held.last else self._journal.store.reward(id)
@@ -171,7 +172,7 @@ class Consumer:
 
     def settle(self) -> bool:
         """Learn the rewards whose trajectories could not be read before; whether none is left."""
-        return all(self._learn(id, unit) for id, unit in list(self._taught.owed.items()))
+        return all(self._learn(id, unit) for id, (unit, _) in list(self._taught.owed.items()))
 
     @property
     def owed(self) -> int:
