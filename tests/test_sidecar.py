@@ -1,6 +1,7 @@
 """Promises of ``sona learn``: what a process commits is learned once, whoever is killed, and readers see whole publications in order."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaV
 from sona.sidecar import SharedRing, Sidecar, SidecarConfig, Weights, fingerprint_of
 from sona.sidecar.run import max_rank
 from sona.sidecar.saver import Saver
+from sona.sidecar.text import StatusLine, line, text
 from sona.store import SqliteStore
 
 ROOT = Path(__file__).parents[1]
@@ -366,6 +368,41 @@ def test_a_sidecar_that_may_not_learn_says_so(shared: Path, monkeypatch: pytest.
         Sidecar(shared / "ring", store=shared / "sona.db", weights=shared / "weights", config=SidecarConfig(engine=CONFIG)).run(once=True)
 
 
+REPORT = {
+    "seconds": 2.0,
+    "trajectories": 10,
+    "feedback": 4,
+    "again": 1,
+    "saves": 2,
+    "bad": {"value": 1, "corrupt": 2},
+    "owed": 5,
+    "ring": {"used": 64, "capacity": 256, "dropped": 6, "damaged": 1},
+    "epoch": 7,
+    "store_error": "disk full",
+}
+
+
+def test_what_went_wrong_is_said() -> None:
+    for part in ("10 trajectories, 4 rewards, epoch 7, ring 25% full", "3 bad", "6 dropped", "5 waiting for the store", "NOT SAVED"):
+        assert part in line(REPORT)
+    assert "bad records: 2 corrupt, 1 value" in text(REPORT)
+    assert "damaged 1 times" in text(REPORT)
+    well = REPORT | {"bad": {}, "owed": 0, "store_error": None, "ring": REPORT["ring"] | {"dropped": 0, "damaged": 0}}  # type: ignore[operator]
+    assert line(well) == "10 trajectories, 4 rewards, epoch 7, ring 25% full"
+    assert text(well).count("\n") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_status_line_is_for_terminals(terminal: bool) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    with StatusLine(stream) as status:
+        status.update(REPORT)
+        status.update(REPORT)
+    assert stream.getvalue().count("\r") == 2 * terminal
+    assert stream.getvalue().count("\n") == terminal
+
+
 # ---- processes ----
 
 
@@ -407,10 +444,10 @@ def test_a_store_that_another_process_learns_for_is_an_error(place: Place) -> No
 def test_what_belongs_to_another_model_is_an_error(place: Place) -> None:
     place.command += ["--fingerprint", "one"]
     place.once()
-    for change, text in ((["--fingerprint", "two"], "the model"), (["--dim", "9"], "another shape")):
+    for change, reason in ((["--fingerprint", "two"], "the model"), (["--dim", "9"], "another shape")):
         out, err = (process := place.start("--once", *change)).communicate(timeout=60)
         assert process.returncode == 1
-        assert text in err
+        assert reason in err
         assert out == ""
 
 
@@ -550,9 +587,9 @@ def test_the_documented_c_program_is_heard(place: Place, rng: np.random.Generato
     library = next(iter(sorted(ROOT.glob("build/**/libsona.a"))), None)
     if library is None:
         pytest.skip("libsona.a was not built here")
-    (text,) = re.findall(r"^```c\n(.*?)^```$", (ROOT / "docs" / "sidecar.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (program_text,) = re.findall(r"^```c\n(.*?)^```$", (ROOT / "docs" / "sidecar.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     source, program = place.ring.parent / "program.c", place.ring.parent / "program"
-    source.write_text(text, encoding="utf-8")
+    source.write_text(program_text, encoding="utf-8")
     build = ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "csrc" / "include"), str(source), str(library)]
     subprocess.run([*build, "-lm", "-lpthread", "-o", str(program)], check=True, timeout=120)
     sidecar = place.start("--dim", "4")
