@@ -21,7 +21,8 @@ from sona.sidecar._shared import SharedRing, Weights
 from sona.sidecar.consumer import Consumer
 from sona.sidecar.saver import Saver
 
-BATCH = 64  # records between publications
+BATCH = 64  # records between publications, at most
+BATCH_SECONDS = 0.002  # and about so long
 LOOK_EVERY = 1.0  # s between looks at whether the files are still those that were opened
 GIVE_UP = 5.0  # s that the end waits for a cycle of a loop
 
@@ -242,7 +243,11 @@ class _Open:
         return self._taken, self._steps
 
     def _take(self) -> int:
-        taken = self.consumer.take(BATCH)
+        taken, end = 0, time.monotonic() + BATCH_SECONDS
+        while taken < BATCH and self.consumer.take(1):
+            taken += 1
+            if time.monotonic() >= end:
+                break
         self._taken += taken
         return taken
 
