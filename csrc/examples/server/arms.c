@@ -1,0 +1,41 @@
+#include "arms.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "file.h"
+#include "sona/kernels.h"
+
+int arms_read(const char *path, size_t count, size_t dim, arms *out) {
+  void *bytes;
+  size_t size;
+  const int error = file_read(path, &bytes, &size);
+  if (error) return error;
+  const float *const numbers = bytes;
+  int fits = size == count * dim * sizeof *numbers;
+  for (size_t i = 0; fits && i < count * dim; i++) fits = isfinite(numbers[i]);
+  if (!fits) {
+    free(bytes);
+    return EINVAL;
+  }
+  *out = (arms){count, dim, bytes, file_hash(bytes, size)};
+  return 0;
+}
+
+void arms_free(arms *a) {
+  free(a->vectors);
+  a->vectors = NULL;
+}
+
+size_t arms_choose(const arms *a, const float *y, float *probability) {
+  size_t best = 0;
+  float sum = 0;
+  sona_kernels_get(NULL)->gemv(a->vectors, a->dim, y, probability, a->count, a->dim);
+  for (size_t k = 1; k < a->count; k++)
+    if (probability[k] > probability[best]) best = k;
+  const float top = probability[best];
+  for (size_t k = 0; k < a->count; k++) sum += probability[k] = expf((probability[k] - top) / TAU);
+  for (size_t k = 0; k < a->count; k++) probability[k] /= sum;
+  return best;
+}
