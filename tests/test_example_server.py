@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sona import Instant
+from sona import Instant, SonaConfig, SonaEngine
 from sona.adapters import Adapter
 from sona.loops._policy import Policy
 
@@ -178,15 +179,17 @@ def arms(rng: np.random.Generator) -> np.ndarray:
 
 @dataclass
 class Task:
-    """Requests come in clusters around a direction each; the right arm of a cluster is one that the vectors do not point to."""
+    """Requests come in clusters around the arms; the right arm of a cluster is one that its vectors do not point to."""
 
     arms: np.ndarray
     rng: np.random.Generator
     noise: float = 0.4
+    every: int = 1  # of so many clusters, one wants another arm than its own
 
     def request(self) -> tuple[np.ndarray, int]:
         k = int(self.rng.integers(len(self.arms)))
-        return unit(self.arms[k] + self.noise * unit(self.rng.normal(size=self.arms.shape[1]))), (k + 1) % len(self.arms)
+        right = k if k % self.every else (k + 1) % len(self.arms)
+        return unit(self.arms[k] + self.noise * unit(self.rng.normal(size=self.arms.shape[1]))), right
 
 
 def teach(server: Server, task: Task, requests: int) -> list[int]:
@@ -596,3 +599,123 @@ def test_a_disk_that_refuses_is_told(start: Callable[..., Server], arms: np.ndar
     gone.mkdir()
     server.good("POST", "/save")
     assert [p.name for p in gone.iterdir()] == ["state"]
+
+
+# ---- a learner in another process ----
+
+LEARN = "import sys; from sona.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@dataclass
+class Learner:
+    """`sona learn`, which is killed and started again."""
+
+    place: Path
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        files = [f"--{name}={self.place / name}" for name in ("ring", "weights", "store")]
+        command = [sys.executable, "-c", LEARN, "learn", *files, "--dim", str(DIM), "--no-cycles"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(self, how: int) -> str:
+        assert self.process is not None
+        self.process.send_signal(how)
+        said, _ = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == (0 if how == signal.SIGTERM else -how), said
+        return said
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> Iterator[Learner]:
+    pytest.importorskip("sona.sidecar")
+    learner = Learner(tmp_path)
+    yield learner
+    if learner.process is not None:
+        learner.process.kill()
+        learner.process.wait()
+
+
+def until(server: Server, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Embeds until the server's statistics are such: weights are taken up between requests."""
+    began = time.monotonic()
+    while not reached(stats := server.stats()):
+        server.embed(np.ones(DIM))
+        time.sleep(0.02)
+        assert time.monotonic() - began < PATIENCE, stats
+    return stats
+
+
+def test_a_learner_in_another_process_comes_and_goes(start: Callable[..., Server], learner: Learner, rng: np.random.Generator) -> None:
+    """The server is first, works alone, follows what is published, and goes on while the learner is killed and comes back."""
+    arms = unit(rng.normal(size=(ARMS, DIM)))
+    files = ("--ring", learner.place / "ring", "--weights", learner.place / "weights")
+    server, task = start(arms, *files), Task(arms, rng, noise=1, every=2)
+    x, _ = task.request()
+    assert (server.embed(x) == x).all()
+    first = teach(server, task, 100)
+    assert server.stats()["waiting_bytes"] > 100 * 4 * 2 * DIM
+    assert server.feedback(10**9, 1) == 404
+
+    learner.start()
+    until(server, lambda stats: stats["epoch"] > 0)
+    teach(server, task, 700)
+    learner.end(signal.SIGKILL)
+    alone = teach(server, task, 100)
+    assert np.mean(alone) > np.mean(first) + 0.1
+    epoch = server.stats()["epoch"]
+    learner.start()
+    until(server, lambda stats: stats["epoch"] > epoch)
+    last = teach(server, task, 500)
+    assert np.mean(last) > np.mean(first) + 0.3
+    stats = until(server, lambda stats: stats["waiting_bytes"] == 0)
+    assert (stats["dropped"], stats["failures"]) == (0, 0)
+    learner.end(signal.SIGTERM)
+
+    engine = SonaEngine(SonaConfig(hidden_dim=DIM), store=learner.place / "store")
+    for x, _ in (task.request() for _ in range(20)):
+        np.testing.assert_allclose(server.embed(x), engine.apply(x), atol=1e-5)
+    assert not np.allclose(engine.apply(x), x, atol=1e-3)
+    engine.close()
+
+
+def test_a_full_ring_costs_records_and_no_answers(start: Callable[..., Server], arms: np.ndarray, tmp_path: Path) -> None:
+    sidecar = pytest.importorskip("sona.sidecar")
+    consumer = sidecar.SharedRing.consumer(tmp_path / "ring", 4096)
+    server = start(arms, "--ring", tmp_path / "ring", "--weights", tmp_path / "weights")
+    x = unit(np.ones(DIM))
+    chosen = [server.route(x) for _ in range(40)]
+    ids = [c["id"] for c in chosen]
+    recorded = ids.index(0)
+    assert ids == [*range(1, recorded + 1), *[0] * (40 - recorded)]
+    assert server.stats()["dropped"] == 40 - recorded
+    assert server.feedback(0, 1) == 404
+    while server.feedback(1, 1) == 200:
+        recorded += 1
+    assert server.feedback(1, 1) == 503
+    taken = 0
+    while (record := consumer.next()) is not None:
+        taken += 1
+        assert record[1] == taken
+        assert record[0][:4] == (b"STRJ" if taken <= ids.index(0) else b"SFBK")
+    assert taken == recorded
+    consumer.release(consumer.mark())
+    assert server.feedback(1, 1) == 200
+    assert server.route(x)["id"] == recorded + 2
+    consumer.close()
+
+
+@pytest.mark.parametrize("name", ["ring", "weights"])
+def test_a_file_of_another_kind_is_told(built: Path, start: Callable[..., Server], arms: np.ndarray, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bytes(8192))
+    options = ["--ring", str(tmp_path / "ring"), "--weights", str(tmp_path / "weights")]
+    if name == "weights":  # the learner may bring another file: the server goes on
+        server = start(arms, *options)
+        server.embed(arms[0])
+        assert until(server, lambda stats: stats["failures"] > 0)["epoch"] == 0
+    else:
+        arms.tofile(tmp_path / "arms.f32")
+        command = [str(built / "server"), str(tmp_path / "arms.f32"), str(ARMS), str(DIM), "--port", "0", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 1
+        assert f"{tmp_path / 'ring'}: " in done.stderr

@@ -16,7 +16,7 @@
 #include "sona/shared_ring.h"
 #include "sona/weights.h"
 
-enum { RING_BYTES = 1 << 22 }; /* of a ring that this process makes */
+enum { RING_BYTES = 1 << 24 }; /* of a ring that this process makes */
 
 typedef struct sidecar {
   model base;
