@@ -471,6 +471,25 @@ def test_requests_may_come_in_any_pieces_and_many_at_once(standing: Server, data
     assert got == [alone[scale] for scale in scales]
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_comes_the_server_goes_on(standing: Server, data: st.DataObject) -> None:
+    """Bytes at random, and requests with some bytes changed: each is answered in HTTP or not at all, and the next one is served."""
+    sent = data.draw(st.binary(max_size=200))
+    if data.draw(st.booleans()):
+        _, valid = MALFORMED[data.draw(st.sampled_from(list(MALFORMED)))]
+        changed = bytearray(valid)
+        for at in data.draw(st.lists(st.integers(0, min(len(valid), 300) - 1), min_size=1, max_size=4)):
+            changed[at] = data.draw(st.integers(0, 255))
+        sent = bytes(changed)
+    with standing.connect() as s:
+        s.sendall(sent)
+        s.shutdown(socket.SHUT_WR)
+        got = everything(s)
+    assert got == b"" or got.startswith(b"HTTP/1.1 ")
+    assert standing.raw(request("POST /embed HTTP/1.1", "Connection: close", body=VECTOR)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_old_clients_and_half_closed_ones_get_their_answers(standing: Server) -> None:
     assert len(answers(standing.raw(b"GET /stats HTTP/1.0\r\n\r\n"))) == 1
     with standing.connect() as s:
