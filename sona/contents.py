@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import numpy as np
 from sona.adapters import Factors, Version
 from sona.adapters.versions import find, keep_served
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
-from sona.health import namespaces_of
 from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult
 from sona.loops.episodes import Episodes
 from sona.loops.journal import Arrays, decode_state, encode_state, learners
@@ -25,21 +23,23 @@ from sona.loops.patterns import RequestPatterns, kept_patterns
 from sona.loops.trial import on_trial
 from sona.loops.versions import StoredVersions
 from sona.patterns import LearnedPattern, PatternConfig
-from sona.store import SqliteStore
+from sona.store import Store, open_store
+from sona.store.open import namespaces_of, shown
 
 
 def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
-    Decisions, rewards, arms, learned states, patterns and versions of every namespace of a store file.
+    Decisions, rewards, arms, learned states, patterns and versions of every namespace of a store, a file or a URL.
 
     Raises
     ------
     SonaStoreError, SonaCorruptError, SonaVersionError
-        There is no such file, or it is not a store that this version reads.
+        There is no such store, or it is not one that this version reads.
     """
-    found = {}
+    found, size = {}, 0
     for namespace in namespaces_of(path):
-        with SqliteStore(path, namespace=namespace) as store:
+        with open_store(path, namespace=namespace) as store:
+            size = store.file_bytes()
             arms = store.latest_arms()
             found[namespace] = {
                 "decisions": store.count(),
@@ -49,10 +49,10 @@ def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "bytes": store.bytes(),
                 "states": {name: _state(store, name) for name in learners(store)},
             }
-    return {"path": os.fspath(path), "file_bytes": Path(path).stat().st_size, "namespaces": found}
+    return {"path": shown(path), "file_bytes": size, "namespaces": found}
 
 
-def _state(store: SqliteStore, name: str) -> dict[str, Any]:
+def _state(store: Store, name: str) -> dict[str, Any]:
     kept = store.get_state(name)
     assert kept is not None
     blob = kept[0]
@@ -76,19 +76,20 @@ def versions_of(path: str | os.PathLike[str], namespace: str = "default", name: 
         return StoredVersions(store, name).all()
 
 
-def _opened(path: str | os.PathLike[str], namespace: str) -> SqliteStore:
+def _opened(path: str | os.PathLike[str], namespace: str) -> Store:
     known = namespaces_of(path)
     if namespace not in known:
-        raise SonaStoreError(f"{os.fspath(path)}: expected one of the namespaces {', '.join(known)}, got {namespace!r}")
-    return SqliteStore(path, namespace=namespace)
+        raise SonaStoreError(f"{shown(path)}: expected one of the namespaces {', '.join(known)}, got {namespace!r}")
+    return open_store(path, namespace=namespace)
 
 
 class _Held:
     """A store whose lease this process holds, for a learner of that name."""
 
     leading = True
+    term = 0
 
-    def __init__(self, store: SqliteStore, name: str) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
 
 
@@ -131,12 +132,12 @@ def dream(
         return result, memory, patterns.current()
 
 
-def _lead(store: SqliteStore, namespace: str, instead: str) -> None:
+def _lead(store: Store, namespace: str, instead: str) -> None:
     if not store.try_lease():
         raise SonaStoreError(f"{store.path}: a process learns for namespace {namespace!r}; call {instead} there")
 
 
-def _kept(store: SqliteStore, name: str) -> tuple[Arrays, dict[str, Any], int]:
+def _kept(store: Store, name: str) -> tuple[Arrays, dict[str, Any], int]:
     """The state of that name, and the number of the last reward in it; SonaStoreError when there is none."""
     state = store.get_state(name)
     if state is None:

@@ -31,12 +31,13 @@ from sona.loops.ruling import Ruling
 from sona.loops.service import Service
 from sona.loops.taught import Taught
 from sona.loops.versions import StoredVersions
-from sona.store import SqliteStore, load_snapshot, save_snapshot
+from sona.store import Store as AnyStore
+from sona.store import load_snapshot, open_store, save_snapshot
 from sona.store.rows import check_source
 from sona.trajectory import TrajectoryBuilder
 from sona.trajectory._admit import admitted
 
-Store = str | os.PathLike[str] | SqliteStore | None
+Store = str | os.PathLike[str] | AnyStore | None
 
 _TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
 _OPEN_TRAJECTORIES = 4096
@@ -49,8 +50,9 @@ class SonaEngine:
     Parameters
     ----------
     config : SonaConfig, optional
-    store : path or SqliteStore, optional
-        A SQLite file, made when absent; None keeps everything in memory, bounded.
+    store : path, URL or store, optional
+        A SQLite file, made when absent, a database ``postgresql://...``, or a `SqliteStore` or `PostgresStore`; None keeps everything in
+        memory, bounded.
     name : str
         Under which the state is kept in the store.
     model_fingerprint : str, optional
@@ -107,8 +109,8 @@ class SonaEngine:
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
         self._unsaved = False  # trajectories have taught something since the state was last written
-        self._owns_store = not isinstance(store, SqliteStore)
-        self.store = SqliteStore(store) if isinstance(store, str | os.PathLike) else store
+        self._owns_store = isinstance(store, str | os.PathLike)
+        self.store: AnyStore | None = open_store(store) if isinstance(store, str | os.PathLike) else store
         self.session = self.store.session if self.store is not None else 0
         self._next_id = self.session << 40 | _TRAJECTORY_IDS
         self.policy: Policy | None = None

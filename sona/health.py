@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from sona import isas
-from sona.errors import SonaCorruptError, SonaStoreError
 from sona.simulate import cpu_name, machine
-from sona.store import SqliteStore
+from sona.store import open_store
+from sona.store.open import namespaces_of, shown
 
 REQUIRED = ("numpy", "scipy", "scikit-learn", "networkx", "safetensors")
-OPTIONAL = {"matplotlib": "plot"}  # package -> extra
+OPTIONAL = {"matplotlib": "plot", "psycopg": "postgres"}  # package -> extra
 
 
 def machine_report() -> dict[str, Any]:
@@ -39,32 +37,21 @@ def _version(package: str) -> str | None:
 
 
 def store_report(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Size, contents and faults of every namespace of a store file.
+    """Size, contents and faults of every namespace of a store, a file or a URL.
 
     Raises
     ------
     SonaStoreError, SonaCorruptError, SonaVersionError
-        There is no such file, or it is not a store that this version reads.
+        There is no such store, or it is not one that this version reads.
     """
-    namespaces = {}
+    namespaces, size = {}, 0
     for name in namespaces_of(path):
-        with SqliteStore(path, namespace=name) as store:
+        with open_store(path, namespace=name) as store:
             namespaces[name] = {"decisions": store.count(), "bytes": store.bytes(), "faults": store.integrity()}
-    return {"path": os.fspath(path), "file_bytes": Path(path).stat().st_size, "namespaces": namespaces}
+            size = store.file_bytes()
+    return {"path": shown(path), "file_bytes": size, "namespaces": namespaces}
 
 
 def faults(report: dict[str, Any]) -> list[str]:
     """Every fault of a :func:`store_report`, one sentence each, once each."""
     return list(dict.fromkeys(fault for namespace in report["namespaces"].values() for fault in namespace["faults"]))
-
-
-def namespaces_of(path: str | os.PathLike[str]) -> list[str]:
-    """Names of a store's namespaces, read without writing: to look at a file must not make it, nor a namespace in it."""
-    place = Path(path)
-    if not place.is_file():
-        raise SonaStoreError(f"no such store: {os.fspath(path)!r}")
-    try:
-        with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            return [row[0] for row in connection.execute("SELECT name FROM namespaces ORDER BY name")]
-    except sqlite3.Error as error:
-        raise SonaCorruptError(f"{os.fspath(path)} is not a sona store that can be read: {error}") from None

@@ -72,7 +72,7 @@ class Router:
         orthonormal vectors and everything is learned).
     dim : int, optional
         Length of x; needed for names alone.
-    store : path or SqliteStore, optional
+    store : path, URL or store, optional
         Keeps decisions, feedback and what was learned; None keeps a bounded memory.
     cost : mapping, optional
         Cost per arm in units of reward (after mapping to [0, 1]); the choice maximises expected reward minus cost.

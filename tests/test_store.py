@@ -23,8 +23,10 @@ from sona.errors import (
     SonaVersionError,
     SonaWarning,
 )
-from sona.store import DecisionRow, FeedbackRow, SqliteStore, TrajectoryRow, VersionRow, lease, mounts, schema
+from sona.store import DecisionRow, FeedbackRow, SqliteStore, TrajectoryRow, VersionRow, bounds
+from sona.store import namespace as parts
 from sona.store import sqlite as sqlite_module
+from sona.store.sqlite import lease, mounts, schema
 
 GOLDEN = Path(__file__).parent / "golden"
 X = struct.pack("<4f", 1.0, -2.0, 0.5, 3.25)
@@ -212,7 +214,7 @@ def test_feedback_is_read_from_any_number_on_and_numbers_are_not_reused(store):
 
 
 def test_decisions_are_the_newest_oldest_first_with_their_last_reward(store, monkeypatch):
-    monkeypatch.setattr(sqlite_module, "CHUNK", 4)
+    monkeypatch.setattr(parts, "CHUNK", 4)
     times = [7.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 9.0]
     store.append([decision(i, time=t) for i, t in enumerate(times)], [feedback(3, 0.5), feedback(3, 0.0), feedback(1, 1.0)])
     expected = sorted(range(len(times)), key=lambda i: times[i])
@@ -229,7 +231,7 @@ def test_decisions_are_the_newest_oldest_first_with_their_last_reward(store, mon
 
 
 def test_rows_may_come_and_go_while_decisions_are_read(store, monkeypatch):
-    monkeypatch.setattr(sqlite_module, "CHUNK", 4)
+    monkeypatch.setattr(parts, "CHUNK", 4)
     store.append([decision(i, time=1.0) for i in range(20)])
     seen = []
     for n, (row, _) in enumerate(store.decisions()):
@@ -851,9 +853,7 @@ def test_arm_sets_without_a_decision_go_after_a_day_and_their_numbers_do_not_com
 def test_pruning_that_fails_does_not_fail_the_append(path, monkeypatch):
     with SqliteStore(path, retention_days=1, clock=lambda: 1e9) as store:
         with monkeypatch.context() as patched:
-            patched.setattr(
-                sqlite_module.pruning, "drop_before", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error"))
-            )
+            patched.setattr(bounds.pruning, "drop_before", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
             assert store.append([decision(1)], [feedback(1)]) == 1
         assert store.prune_failures == 1
         assert store.count() == 1
@@ -1189,7 +1189,8 @@ def test_a_fork_goes_on_when_a_thread_does_not_come_out_of_sqlite(path, run_pyth
         """
         import os, sys, threading, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
-        from sona.store import SqliteStore, connection
+        from sona.store import SqliteStore
+        from sona.store.sqlite import connection
         connection.FORK_PATIENCE = 0.05
         store = SqliteStore(sys.argv[1])
         inside, done = threading.Event(), threading.Event()

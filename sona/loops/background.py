@@ -26,7 +26,7 @@ from sona.loops.ruling import Ruling, at_least, between
 from sona.loops.screen import calibrate, screen
 from sona.loops.window import Window
 from sona.patterns import PatternConfig
-from sona.store.sqlite import SEQUENCE_BITS
+from sona.store.rows import SEQUENCE_BITS
 
 MARKS = 16
 MARK_EVERY = (64, 256)  # rewards between marks: a fortieth of what is learned, within these

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sona._arrays import Floats
 from sona.loops._policy import Policy
 from sona.loops.rows import Rows
-from sona.store import SqliteStore
+from sona.store import Store
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class Episodes:
         return cls(rows.id.astype(np.int64), rows.x, rows.reward, [str(names[arm]) for arm in rows.arm.tolist()])
 
     @classmethod
-    def of_store(cls, store: SqliteStore, dim: int, newest: int, *, without: Collection[str] = ()) -> Self:
+    def of_store(cls, store: Store, dim: int, newest: int, *, without: Collection[str] = ()) -> Self:
         """The rewarded ones among the newest of a store, oldest first; `without` the rewards of these sources."""
         names: dict[int, list[str]] = {}
         ids, x, rewards, arms = [], [], [], []

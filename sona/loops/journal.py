@@ -18,8 +18,9 @@ import numpy.typing as npt
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.loops.limits import Sources
-from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow
-from sona.store.sqlite import NAME, SEQUENCE_BITS
+from sona.store import DecisionRow, FeedbackRow, GroupWriter, Store, TrajectoryRow
+from sona.store.arguments import NAME
+from sona.store.rows import SEQUENCE_BITS
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -47,7 +48,7 @@ class Learner(Protocol):
 class Keeper(Protocol):
     """A journal, or whatever else knows the store of a learner, its name there, and whether this process leads."""
 
-    store: SqliteStore
+    store: Store
     name: str
     leading: bool
 
@@ -112,7 +113,7 @@ def proposals(row: DecisionRow) -> tuple[Any, ...]:
     return _PROPOSALS.unpack(row.proposals.ljust(_PROPOSALS.size, b"\0"))  # shorter: from before there were trials
 
 
-def learners(store: SqliteStore) -> list[str]:
+def learners(store: Store) -> list[str]:
     """Names of the learners whose state a namespace keeps, sorted."""
     return [name for name in store.state_names() if not any(part in name for part in (TASKS, PATTERNS, MEMORY))]
 
@@ -124,7 +125,7 @@ class Journal:
 
     Parameters
     ----------
-    store : SqliteStore
+    store : Store
     learner : Learner
     name : str
         Under which the state is kept.
@@ -148,7 +149,7 @@ class Journal:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: Store,
         learner: Learner,
         *,
         name: str,
@@ -428,7 +429,7 @@ class Journal:
         put : callable
             Puts `arrays` in service.
         versions_since, keep
-            See `SqliteStore.replace_without`, also for what is returned and raised.
+            See `Store.replace_without`, also for what is returned and raised.
         """
         with self._saving, self.mutex:
             meta: dict[str, Any] = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": []}
@@ -452,7 +453,7 @@ class Journal:
             if others := learners(self.store):  # their rewards would be learned here
                 raise SonaStoreError(
                     f"name: expected {others[0]!r}, whose state namespace {self.store.namespace!r} of {self.store.path} holds, "
-                    f"got {self.name!r}; another learner needs a namespace of its own: SqliteStore(path, namespace=...)"
+                    f"got {self.name!r}; another learner needs a namespace of its own: open_store(where, namespace=...)"
                 )
             return
         blob, applied = kept

@@ -16,7 +16,7 @@ from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaV
 from sona.loops.episodes import Episodes
 from sona.loops.journal import MEMORY, POLL_SECONDS, Keeper, decode_state, encode_state, log
 from sona.memory import Dream, EdgeKind, GraphChange, MemoryGraph, NodeKind, Propagation, Recalled
-from sona.store import DecisionRow, SqliteStore
+from sona.store import DecisionRow, Store
 from sona.trajectory import decode
 
 FORMAT = 1
@@ -390,7 +390,7 @@ class Memory:
                 return
             self._led = leading
 
-    def _up_to_date(self, store: SqliteStore) -> bool:
+    def _up_to_date(self, store: Store) -> bool:
         """Read the state if it is another one than the last; False when others wrote meanwhile."""
         kept = store.get_state(self._state_name)
         digest = b"" if kept is None else hashlib.sha256(kept[0]).digest()
@@ -405,7 +405,7 @@ class Memory:
             self._digest = digest
         return done
 
-    def _read(self, blob: bytes, store: SqliteStore) -> bool:
+    def _read(self, blob: bytes, store: Store) -> bool:
         arrays, meta = decode_state(blob)
         if meta.get("format", 0) > FORMAT:
             raise SonaVersionError(f"memory: expected format {FORMAT} or older, got {meta['format']}")
@@ -452,7 +452,7 @@ class Memory:
         return True
 
 
-def _stored(store: SqliteStore, ids: list[int]) -> Iterator[DecisionRow]:
+def _stored(store: Store, ids: list[int]) -> Iterator[DecisionRow]:
     """Those of these decisions that the store still has; damaged ones are left out."""
     for first in range(0, len(ids), CHUNK):
         some = ids[first : first + CHUNK]
@@ -478,7 +478,7 @@ def state_name(name: str) -> str:
     return f"{name[:40]}{MEMORY}{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def kept_nodes(store: SqliteStore, name: str) -> int:
+def kept_nodes(store: Store, name: str) -> int:
     """Nodes of the memory that a store keeps for the learner of that name. SonaCorruptError when they are damaged."""
     kept = store.get_state(state_name(name))
     return 0 if kept is None else len(decode_state(kept[0])[0].get("kinds", ()))

@@ -18,8 +18,8 @@ from sona.loops.journal import PATTERNS, POLL_SECONDS, Arrays, Keeper, decode_st
 from sona.loops.rows import Rows
 from sona.loops.ruling import at_least
 from sona.patterns import LearnedPattern, PatternConfig, PatternHierarchy, ReasoningBank, Transitions, Verdict
-from sona.store import SqliteStore
-from sona.store.sqlite import SEQUENCE_BITS
+from sona.store import Store
+from sona.store.rows import SEQUENCE_BITS
 
 FORMAT = 1
 MAX_TRANSITIONS = 20_000  # pairs of patterns: 24 bytes each in the store
@@ -241,7 +241,7 @@ def state_name(name: str) -> str:
     return f"{name[:40]}{PATTERNS}{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def kept_patterns(store: SqliteStore, name: str) -> int:
+def kept_patterns(store: Store, name: str) -> int:
     """Patterns that a store keeps for the learner of that name. SonaCorruptError when they are damaged."""
     kept = store.get_state(state_name(name))
     return 0 if kept is None else len(decode_state(kept[0])[0].get("bank.patterns.id", ()))

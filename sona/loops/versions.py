@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 
 from sona.adapters import Factors, Version
-from sona.store import SqliteStore, VersionRow
+from sona.store import Store, VersionRow
 
 
 class StoredVersions:
     """The versions of one name in a store: the newest 20 and the published one."""
 
-    def __init__(self, store: SqliteStore, name: str) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
 
     def add(self, version: Version) -> Version:

@@ -13,7 +13,7 @@ from sona.loops.journal import TASKS, Journal, proposals
 from sona.loops.reservoir import Tasks
 from sona.loops.rows import Rows
 from sona.store import DecisionRow
-from sona.store.sqlite import SEQUENCE_BITS
+from sona.store.rows import SEQUENCE_BITS
 
 log = logging.getLogger("sona")
 

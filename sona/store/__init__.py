@@ -1,18 +1,36 @@
-"""Durable storage: rows and state in SQLite, snapshots of arrays in a directory."""
+"""Durable storage: rows and state in SQLite or PostgreSQL, snapshots of arrays in a directory."""
 
+from typing import TYPE_CHECKING, Any
+
+from sona.store.open import open_store
+from sona.store.protocol import Store
 from sona.store.rows import DecisionRow, FeedbackRow, PruneReport, TrajectoryRow, VersionRow
 from sona.store.snapshot import load_snapshot, save_snapshot
 from sona.store.sqlite import SqliteStore
 from sona.store.writer import GroupWriter
 
+if TYPE_CHECKING:
+    from sona.store.postgres import PostgresStore
+
 __all__ = [
     "DecisionRow",
     "FeedbackRow",
     "GroupWriter",
+    "PostgresStore",
     "PruneReport",
     "SqliteStore",
+    "Store",
     "TrajectoryRow",
     "VersionRow",
     "load_snapshot",
+    "open_store",
     "save_snapshot",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PostgresStore":  # looked up on first use: it needs an extra
+        from sona.store.postgres import PostgresStore
+
+        return PostgresStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ FEEDBACK_COLUMNS = "id, reward, time, source"
 TRAJECTORY_COLUMNS = "id, time, payload, quality"
 
 MAX_ID = 2**63 - 1
+SEQUENCE_BITS = 40  # of a decision id; the session takes the 23 above
 MAX_SOURCE = 255  # characters
 
 # What a row costs beside its payload (keys, indexes, record headers), measured on files of 10^4 rows; it only steers pruning.
@@ -238,6 +239,8 @@ class VersionRow:
         for name in ("verdict", "reason", "about"):
             if not isinstance(getattr(self, name), str):
                 raise SonaTypeError(f"expected {name} to be a str, got {type(getattr(self, name)).__name__}")
+            if "\0" in getattr(self, name):
+                raise SonaValueError(f"expected {name} without NUL, got {getattr(self, name)[:40]!r}")
         _blob("factors", self.factors, 1)
 
 

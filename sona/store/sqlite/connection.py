@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sona.errors import SonaClosedError, SonaCorruptError, SonaError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
-from sona.store import schema
+from sona.store.sqlite import schema
 
 FORK_PATIENCE = 10.0  # s that a fork waits for other threads to come out of SQLite; beyond any sensible busy timeout
 
