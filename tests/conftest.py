@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from postgres import own_server, postgres_server  # noqa: F401
+from stores import Place, PostgresPlace, SqlitePlace
 
 import sona
 
@@ -25,6 +27,17 @@ StartPython = Callable[..., "subprocess.Popen[str]"]
 def isa(request: pytest.FixtureRequest) -> str:
     """Each kernel table that this machine can run."""
     return str(request.param)
+
+
+@pytest.fixture(params=["sqlite", "postgres", pytest.param("postgres-bytes", marks=pytest.mark.slow)])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Where a store can be made: a file, a schema of a server, or one of a server without pgvector."""
+    if request.param == "sqlite":
+        return SqlitePlace(tmp_path)
+    server = request.getfixturevalue("postgres_server")
+    if request.param == "postgres-bytes":
+        monkeypatch.setattr("sona.store.postgres.schema.EXTENSION", "no_such_extension")
+    return PostgresPlace(server.url())
 
 
 @pytest.fixture

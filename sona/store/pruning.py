@@ -20,6 +20,13 @@ def delete_ids(conn: Sql, ns: int, ids: Iterable[int]) -> tuple[int, int, int]:
     return deleted[0], deleted[1], deleted[2]
 
 
+def delete_vectors(conn: Sql, ns: int, name: str, ids: Iterable[int]) -> None:
+    """Delete vectors of the state of that name."""
+    rest = iter(ids)
+    while some := list(itertools.islice(rest, IDS)):
+        conn.execute(f"DELETE FROM vectors WHERE ns = ? AND name = ? AND id IN ({', '.join('?' * len(some))})", (ns, name, *some))
+
+
 def drop_oldest(conn: Sql, ns: int, excess: int, limit: int, payload: Mapping[str, str]) -> tuple[int, int, int]:
     """Delete the oldest decisions worth about `excess` bytes, at most `limit`, with all that is as old; without decisions, the oldest rest.
 

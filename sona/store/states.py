@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaWarning
+from sona.store import pruning
 from sona.store.arguments import check_count, check_name, id_of, rows_of
 from sona.store.checksums import arms_digest, state_digest, version_digest
 from sona.store.namespace import Namespace, Sql
@@ -50,7 +51,7 @@ class States(Namespace):
             if drop is None:
                 conn.execute("DELETE FROM vectors WHERE ns = ? AND name = ?", (self._ns, name))
             else:
-                conn.executemany("DELETE FROM vectors WHERE ns = ? AND name = ? AND id = ?", ((self._ns, name, one) for one in drop))
+                pruning.delete_vectors(conn, self._ns, name, drop)
             self._upsert_vectors(conn, name, vectors)
             kept, newest = -1, 0
             for generation, seq, digest, old in self._generations(conn, name):
