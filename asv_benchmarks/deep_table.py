@@ -45,7 +45,7 @@ EVERY = 500  # requests between background cycles; a deep one comes after each
 class Held:
     """A store that this process leads."""
 
-    leading, name = True, "default"
+    leading, name, term = True, "default", 0
 
     def __init__(self, store: SqliteStore) -> None:
         self.store = store

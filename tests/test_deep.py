@@ -536,6 +536,7 @@ def test_a_damaged_memory_starts_empty_with_a_warning(path: Path) -> None:
 class Held:
     leading = True
     name = "default"
+    term = 0
 
     def __init__(self, store: SqliteStore) -> None:
         self.store = store

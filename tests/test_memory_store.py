@@ -40,6 +40,7 @@ class Held:
     """A store for a learner of this process."""
 
     name = "default"
+    term = 0
 
     def __init__(self, store: SqliteStore, *, leading: bool = True) -> None:
         self.store, self.leading = store, leading

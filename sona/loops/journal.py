@@ -23,6 +23,7 @@ from sona.store.arguments import NAME
 from sona.store.rows import SEQUENCE_BITS
 
 Arrays = dict[str, npt.NDArray[Any]]
+_Kept = tuple[DecisionRow, float | None]  # with its last reward
 
 log = logging.getLogger("sona")
 
@@ -46,11 +47,15 @@ class Learner(Protocol):
 
 
 class Keeper(Protocol):
-    """A journal, or whatever else knows the store of a learner, its name there, and whether this process leads."""
+    """
+    A journal, or whatever else knows the store of a learner, its name there, and whether this process leads; and since when: `term` is
+    another number once somebody else may have led in between.
+    """
 
     store: Store
     name: str
     leading: bool
+    term: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +149,11 @@ class Journal:
     `mutex` held, for rewards that no process has learned yet.
 
     The process that holds the store's learning lease learns and saves. The others answer from the state they loaded, queue their rewards
-    in the store, and reload when `poll` finds a newer state; the holder learns from the queued rewards at its own polls.
+    in the store, and reload when `poll` finds a newer state; the holder learns from the queued rewards at its own polls. A store that
+    tells of changes has them looked at when it does, the others once a second.
+
+    A lease may be lost, where it belongs to a connection. What was learned since goes on if nobody else led before it is taken again;
+    otherwise the learner begins anew from the state that it finds, and rewards that are not in it are learned from the store.
     """
 
     def __init__(
@@ -163,6 +172,8 @@ class Journal:
         self.store = store
         self.name = name
         self.leading = store.try_lease()
+        self.term = store.term
+        self._taken = store.term  # when the lease was taken last, also where nobody led in between
         self._learner = learner
         self._fingerprint = fingerprint
         self._save_every = save_every
@@ -179,6 +190,7 @@ class Journal:
         self._own: list[_Span] = []  # own rewards above it, also learned
         self._own_ids: Counter[int] = Counter()  # decisions of own rewards above it, also those not yet in the store
         self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
+        self._before = 0  # own rewards up to this ordinal were learned by a learner that has been replaced since, if at all
         self._capture: _Capture | None = None
         self._save_at = save_every
         self.replayed = self.restores = 0
@@ -189,6 +201,7 @@ class Journal:
         self._ending = False
         self._epoch = 0  # counts replacements of the learner by one that never had some rewards
         self._saving = threading.Lock()  # held while a state is written; before mutex
+        self._polling = threading.RLock()
         self.intake = threading.Lock()
         """Held while a reward comes in; before everything else."""
         self.mutex = threading.Lock()
@@ -200,6 +213,8 @@ class Journal:
         if self.leading:
             self._replay()
         self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
+        if self._start:
+            self.store.watch(self._told)
 
     def open_disabled(self) -> None:
         """Write decisions and rewards only: nothing is restored, learned or saved. Another process may lead."""
@@ -232,18 +247,22 @@ class Journal:
         own, known = id >> SEQUENCE_BITS == self._session, policy.knows(id)
         if own and not known:
             self.write_queued()  # the decision, or the reward that it had, may be on its way
+        kept = None if known else self._kept_decision(id)  # before others have to wait for this one
         with self.intake:
             if own and known and not policy.knows(id):  # the learner has been replaced since
                 self.write_queued()
-            return self._feedback_taken(policy, id, reward, now, source, learn=learn)
+                kept = self._kept_decision(id)
+            return self._feedback_taken(policy, id, reward, now, source, kept, learn=learn)
 
-    def _feedback_taken(self, policy: Policy, id: int, reward: float, now: float, source: str | None, *, learn: bool) -> bool:
+    def _feedback_taken(
+        self, policy: Policy, id: int, reward: float, now: float, source: str | None, kept: _Kept | None, *, learn: bool
+    ) -> bool:
         with self.mutex:
             if self._ending:
                 raise SonaClosedError("the router is closed")
             learned = learn and self.leading
             row = _OwnReward(id, reward, now, source, self._queued + 1, learned)  # raises for a bad source before anything changes
-            if not policy.knows(id) and not self.recall(id):
+            if not policy.knows(id) and (kept is None or not self.recall_row(policy, *kept)):
                 policy.count_unknown()
                 return False
             if learned:
@@ -291,8 +310,10 @@ class Journal:
             return
         with self.mutex:  # what was accepted until now is written below, what comes now is refused
             self._ending = True
+        if not self.store.closed:
+            self.store.watch(None)
         try:
-            if self.leading:
+            if self.leading and self._still_leading():
                 self.save()
             else:
                 self.writer.flush()
@@ -385,7 +406,7 @@ class Journal:
             for number, row in enumerate(rows, last - len(rows) + 1):
                 assert isinstance(row, _OwnReward)
                 self._written = row.ordinal
-                if not row.learned:
+                if not row.learned or row.ordinal <= self._before:
                     continue
                 span = self._own[-1] if self._own else None
                 if span is not None and (span.last, span.ordinal + number - span.first) == (number - 1, row.ordinal):
@@ -447,7 +468,28 @@ class Journal:
 
     # ---- following ----
 
-    def _restore(self) -> None:
+    def _restore(self, *, lead: bool = False) -> None:
+        """Go on from the state that the store keeps, as the one who leads from now on if `lead` says so."""
+        kept = self._kept_state()
+        with self.mutex:  # what was queued until now is learned from the store, what comes now at once
+            if kept is not None:
+                blob, applied, arrays, included = kept
+                self._learner.restore(arrays)
+                self.restores += 1
+                self._epoch += 1
+                self._capture = None
+                self._restored = zlib.crc32(blob)
+                self._applied = applied
+                self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in included]  # ordinals up to 0
+                self._own_ids.clear()
+                self._before = self._queued
+                self._save_at = self._queued + self._save_every
+            if lead:
+                self.term = self._taken = self.store.term
+                self.leading = True
+
+    def _kept_state(self) -> tuple[bytes, int, Arrays, list[Any]] | None:
+        """The saved state, the number of the last reward in it, what is in it, and which own rewards are; None before the first."""
         kept = self.store.get_state(self.name)
         if kept is None:
             if others := learners(self.store):  # their rewards would be learned here
@@ -455,22 +497,28 @@ class Journal:
                     f"name: expected {others[0]!r}, whose state namespace {self.store.namespace!r} of {self.store.path} holds, "
                     f"got {self.name!r}; another learner needs a namespace of its own: open_store(where, namespace=...)"
                 )
-            return
+            return None
         blob, applied = kept
         arrays, meta = decode_state(blob)
         if meta.get("format", 0) > STATE_FORMAT:
             raise SonaVersionError(f"state {self.name!r}: expected format {STATE_FORMAT} or older, got {meta['format']}")
         if None not in (self._fingerprint, meta.get("fingerprint")) and meta["fingerprint"] != self._fingerprint:
             raise SonaVersionError(f"state {self.name!r}: expected the model {self._fingerprint!r}, got one of {meta['fingerprint']!r}")
-        self._learner.restore(arrays)
-        self.restores += 1
-        self._restored = zlib.crc32(blob)
-        self._applied = applied
-        self._own = [_Span(int(first), int(last), int(first) - int(last)) for first, last in meta["included"]]  # ordinals up to 0
+        return blob, applied, arrays, list(meta["included"])
 
     def tick(self) -> None:
-        """Poll when a second has passed since the last time."""
-        if self._clock() >= self._next_poll:
+        """Poll when a second has passed since the last time. A store that cannot be read is looked at again a second later."""
+        if self._clock() >= self._next_poll and self._polling.acquire(blocking=False):  # else another thread is at it
+            try:
+                self.poll()
+            except SonaStoreError as error:
+                log.warning("store: %s", error)
+            finally:
+                self._polling.release()
+
+    def _told(self) -> None:
+        """The store tells of a change: called by a thread of its own."""
+        if not self._ending:
             self.poll()
 
     @property
@@ -488,31 +536,50 @@ class Journal:
         self._next_poll = self._clock() + POLL_SECONDS
         if not self._following:
             return
-        if not self.leading:
-            if self.store.try_lease():
-                try:
-                    with self.mutex:  # what was queued until now is learned from the store, what comes now at once
-                        self._restore()
-                        self.leading = True
-                except BaseException:
-                    self.store.release_lease()
-                    raise
-            else:
-                kept = self.store.get_state(self.name)
-                if kept is not None and kept[1] >= self._applied and zlib.crc32(kept[0]) != self._restored:
-                    self._restore()
+        with self._polling:
+            if not (self.leading and self._still_leading()) and not self._lead_or_follow():
                 return
-        self._replay()
+            self._replay()
+
+    def _still_leading(self) -> bool:
+        """Whether the lease has not been lost; asks the store."""
+        kept = self.store.keep_lease() and self.store.term == self._taken
+        if not kept:
+            with self.mutex:  # rewards are queued from now on, and learned by whoever leads
+                self.leading = False
+            log.warning("store: this process does not lead any more, the learning lease was lost")
+        return kept
+
+    def _lead_or_follow(self) -> bool:
+        """Take a free lease; True when this process leads now, else a newer state has been loaded if there was one."""
+        if self.store.try_lease():
+            if 0 < self._taken == self.store.term - 1:  # nobody has led since this process did
+                with self.mutex:
+                    self._taken = self.store.term
+                    self.leading = True
+                return True
+            self._taken = 0
+            try:
+                self._restore(lead=True)
+            except BaseException:
+                self.store.release_lease()
+                raise
+            return True
+        kept = self.store.get_state(self.name)
+        if kept is not None and kept[1] >= self._applied and zlib.crc32(kept[0]) != self._restored:
+            self._restore()
+        return False
 
     def _replay(self) -> None:
         """Learn every reward in the store that is not in the learner yet, in the order of their numbers."""
         while rows := self.store.feedback_after(self._applied):
+            kept = self._kept_decisions(rows)  # before rewards have to wait for these
             with self.mutex:
                 for number, row in rows:
                     if number <= self._applied:  # another thread was faster
                         continue
                     if not any(span.first <= number <= span.last for span in self._own):
-                        self._learn(number, row)
+                        self._learn(row, number, kept)
                     elif self._own_ids[row.id] > 1:
                         self._own_ids[row.id] -= 1
                     else:
@@ -520,25 +587,39 @@ class Journal:
                     self._applied = number
                 self._own = [span for span in self._own if span.last > self._applied]
 
-    def _learn(self, number: int, row: FeedbackRow) -> None:
+    def _learn(self, row: FeedbackRow, number: int, kept: dict[int, _Kept | None]) -> None:
         if row.id in self._own_ids:  # the last reward counts, and ours is or will be a later one
             return
         policy = self._learner.policy
-        if policy is not None and (policy.knows(row.id) or self.recall(row.id, before=number)):
+        if policy is not None and (policy.knows(row.id) or self._brought_back(policy, row.id, number, kept)):
             self._learner.learn(row.id, row.reward, row.source)
             self.replayed += 1
         elif self.late is not None and self.late(number, row):
             self.replayed += 1
 
-    def recall(self, id: int, before: int | None = None) -> bool:
-        """
-        Bring a decision back from the store into the policy's memory, with the reward that it had before feedback number `before`.
+    def _brought_back(self, policy: Policy, id: int, number: int, kept: dict[int, _Kept | None]) -> bool:
+        """Whether a decision in the store is in the policy's memory again, with the reward that it had before feedback `number`."""
+        found = kept[id] if id in kept else self._kept_decision(id, number)
+        return found is not None and self.recall_row(policy, *found)
 
-        Returns False when the decision is not in the store or an arm of it is gone.
-        """
+    def _kept_decisions(self, rows: list[tuple[int, FeedbackRow]]) -> dict[int, _Kept | None]:
+        """What the store has of the decisions of these rewards that the policy does not know, as of the first reward of each."""
         policy = self._learner.policy
-        row = self.store.decision(id) if policy is not None else None
-        return policy is not None and row is not None and self.recall_row(policy, row, self.last_reward(id, before))
+        if policy is None:
+            return {}
+        first: dict[int, int] = {}
+        for number, row in rows:
+            if not policy.knows(row.id):
+                first.setdefault(row.id, number)
+        found = self.store.decisions_of(first)
+        for decision in found.values():
+            self.rows_of_set(policy, decision.arm_set)
+        return {id: (found[id], self.last_reward(id, number)) if id in found else None for id, number in first.items()}
+
+    def _kept_decision(self, id: int, before: int | None = None) -> _Kept | None:
+        """A decision in the store, with the reward that it had before feedback number `before`."""
+        row = self.store.decision(id)
+        return None if row is None else (row, self.last_reward(id, before))
 
     def last_reward(self, id: int, before: int | None = None) -> float | None:
         """Of a decision in the store, without the rewards of sources that count for nothing."""

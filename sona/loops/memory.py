@@ -88,11 +88,11 @@ class Memory:
         self._noted: dict[int, tuple[Floats | bytes, float]] = {}  # by id of the trajectory or decision, the oldest first
         self._noting = threading.Lock()
         self._taken: dict[int, float] = {}  # rewards of the decisions that were among the newest at the last deep cycle
-        self._digest = b""  # of the state that was last read
+        self._digest = b""  # of the state that was last read or written
         self._saved = -1  # version of the graph that the store has
         self._kept: dict[int, int] | None = None  # checksum of each vector that the store has, by id; None: unknown
         self._next_look = -np.inf
-        self._led = False  # whether all that others have kept has been read, and this process leads
+        self._led: int | None = None  # term of the lease under which all that others have kept has been read; None: followed
         self._closed = False
         self._storing = threading.RLock()  # held while the store is read or written, before the store's own
         if keeper is not None:
@@ -115,7 +115,7 @@ class Memory:
     def _lead(self) -> None:
         """Go on from what the process that led before has kept, where this one has come to lead."""
         keeper = self._keeper
-        if keeper is not None and keeper.leading and not self._led and not self._closed:
+        if keeper is not None and keeper.leading and self._led != keeper.term and not self._closed:
             self.follow(now=True)
 
     # ---- what users do ----
@@ -327,7 +327,7 @@ class Memory:
         with self._storing:
             if self._closed:
                 raise SonaClosedError("the engine is closed")
-            if self._led and self._graph.version != self._saved:
+            if keeper.leading and self._led == keeper.term and self._graph.version != self._saved:
                 self._write(keeper)
 
     def close(self) -> None:
@@ -351,14 +351,15 @@ class Memory:
         arrays |= {"taken": np.array(list(taken), np.int64), "taken_reward": np.array(list(taken.values()), np.float32)}
         if self._propagation is not None:
             arrays |= {f"{LEARNED}{name}": array for name, array in self._propagation.state().items()}
+        blob = encode_state(arrays, {"format": FORMAT, "dim": self._dim, "deep_at": self.deep_at, "history": self.history})
         keeper.store.put_state(
             self._state_name,
-            encode_state(arrays, {"format": FORMAT, "dim": self._dim, "deep_at": self.deep_at, "history": self.history}),
+            blob,
             0,
             vectors=((id, vectors[at].tobytes()) for id, at in new),
             drop=None if self._kept is None else before.keys() - now.keys(),
         )
-        self._kept, self._saved = now, version
+        self._kept, self._saved, self._digest = now, version, hashlib.sha256(blob).digest()
 
     def _write_twice(self, keeper: Keeper) -> None:
         """The store keeps the state before the last as well: after this neither has anything that the memory does not have."""
@@ -373,9 +374,9 @@ class Memory:
         if keeper is None or not (now or (not keeper.leading and self._clock() >= self._next_look)):
             return
         with self._storing:
-            if self._led or self._closed:
+            leading, term = keeper.leading, keeper.term  # nobody else writes what is read from now on, if this one leads
+            if self._closed or (leading and self._led == term):
                 return
-            leading = keeper.leading  # nobody else writes what is read from now on
             self._next_look = self._clock() + POLL_SECONDS
             try:
                 while not self._up_to_date(keeper.store):
@@ -388,7 +389,7 @@ class Memory:
                     raise
                 log.warning("memory: %s", error)
                 return
-            self._led = leading
+            self._led = term if leading else None
 
     def _up_to_date(self, store: Store) -> bool:
         """Read the state if it is another one than the last; False when others wrote meanwhile."""

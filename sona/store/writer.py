@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from sona.errors import SonaClosedError, SonaStoreError, SonaValueError
+from sona.store.outcomes import UnknownOutcome
 from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
 
 log = logging.getLogger("sona")
@@ -50,7 +51,7 @@ class GroupWriter:
 
     Parameters
     ----------
-    store : SqliteStore or alike
+    store : Store or alike
     drain : callable
         Returns (decisions, feedback, trajectories) recorded since its last call. Called by one thread at a time. When it
         raises, what it took is lost and the next `flush` says so.
@@ -109,6 +110,7 @@ class GroupWriter:
         self._group_rows = group_rows
         self._backoff = backoff
         self._failures = 0  # in a row
+        self._again: tuple[int, int, int] | None = None  # rows of a group that the store may have all the same
         self._retry_at = -math.inf
         self._lost = 0  # dropped since the last flush
         self._drain_error: Exception | None = None  # since the last flush
@@ -250,6 +252,8 @@ class GroupWriter:
         if force or self._clock() >= self._retry_at:
             error = self._write() or error
         lost = self._spool.trim()
+        if lost:
+            self._again = None
         self.dropped += lost
         self._lost += lost
         if lost and error is None:
@@ -258,23 +262,26 @@ class GroupWriter:
 
     def _write(self) -> Exception | None:
         while len(self._spool):
-            group = self._spool.head(self._group_rows)
+            group = self._spool.head(self._group_rows) if self._again is None else self._spool.first(*self._again)
             rows = len(group[0]) + len(group[1]) + len(group[2])
             try:
                 self._store.append(*group)
             except (TypeError, ValueError) as exc:  # the store will never take these rows
                 self.failed += 1
                 self._spool.remove(group)
+                self._again = None
                 self.dropped += rows
                 self._lost += rows
                 return exc
             except Exception as exc:
                 self.failed += 1
                 self._failures += 1
+                if isinstance(exc, UnknownOutcome):
+                    self._again = len(group[0]), len(group[1]), len(group[2])
                 self._retry_at = self._clock() + min(self._backoff[0] * 2.0 ** min(self._failures - 1, 60), self._backoff[1])
                 return exc
             self._spool.remove(group)
-            self._failures, self._retry_at = 0, -math.inf
+            self._failures, self._retry_at, self._again = 0, -math.inf, None
             self.groups += 1
             self.written += rows
         return None
@@ -344,13 +351,21 @@ class _Spool:
 
     def head(self, most: int) -> Group:
         """The next `most` rows; feedback only once no decision is left before it."""
-        decisions = list(itertools.islice(self._decisions, most))
-        trajectories = list(itertools.islice(self._trajectories, most - len(decisions)))
-        feedback = list(itertools.islice(self._feedback, most - len(decisions) - len(trajectories)))
-        return decisions, feedback, trajectories
+        decisions = min(len(self._decisions), most)
+        trajectories = min(len(self._trajectories), most - decisions)
+        return self.first(decisions, min(len(self._feedback), most - decisions - trajectories), trajectories)
+
+    def first(self, decisions: int, feedback: int, trajectories: int) -> Group:
+        """That many of each kind, which must be there."""
+        islice = itertools.islice
+        return (
+            list(islice(self._decisions, decisions)),
+            list(islice(self._feedback, feedback)),
+            list(islice(self._trajectories, trajectories)),
+        )
 
     def remove(self, group: Group) -> None:
-        """Remove what `head` returned."""
+        """Remove what `head` or `first` returned."""
         queues: tuple[deque[Any], ...] = (self._decisions, self._feedback, self._trajectories)
         for queue, rows in zip(queues, (len(group[0]), len(group[1]), len(group[2])), strict=True):
             for _ in range(rows):

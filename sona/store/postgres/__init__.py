@@ -22,8 +22,9 @@ from sona.store import namespace as parts
 from sona.store.arguments import check_bounds, check_count, check_milliseconds, check_name
 from sona.store.bounds import Bounds
 from sona.store.integrity import Integrity
+from sona.store.outcomes import LeaseLost, UnknownOutcome
 from sona.store.postgres import schema as tables
-from sona.store.postgres.connection import Connection, LeaseLost, Link, UnknownOutcome
+from sona.store.postgres.connection import Connection, Link
 from sona.store.postgres.lease import Lease, channel
 from sona.store.postgres.url import Place
 from sona.store.records import Records

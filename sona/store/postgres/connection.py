@@ -18,6 +18,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from sona.errors import SonaClosedError, SonaCorruptError, SonaError, SonaStoreError, SonaVersionError
 from sona.store.namespace import Found
+from sona.store.outcomes import LeaseLost, UnknownOutcome
 from sona.store.postgres import schema
 from sona.store.postgres.url import Place
 
@@ -29,23 +30,6 @@ RESOLVE_SECONDS = 3.0  # for learning what became of a commit whose answer was l
 _all: "weakref.WeakSet[Connection]" = weakref.WeakSet()
 _watchdog: threading.Thread | None = None
 _starting = threading.Lock()
-
-
-class LeaseLost(SonaStoreError):
-    """Another process has taken the lease since; nothing was written."""
-
-
-class UnknownOutcome(SonaStoreError):
-    """
-    The connection broke during a commit, and the server cannot be asked what became of it.
-
-    Attributes
-    ----------
-    transaction : str
-        Its number, for `Connection.committed`.
-    """
-
-    transaction = ""
 
 
 class Link:
@@ -171,6 +155,12 @@ class Connection:
     @property
     def closed(self) -> bool:
         return self._closed_because is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a session, as far as is known without asking."""
+        link = self._link
+        return link is not None and not link.raw.closed
 
     @property
     def pid(self) -> int:

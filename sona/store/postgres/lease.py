@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 from sona.errors import SonaClosedError, SonaStoreError
-from sona.store.postgres.connection import Connection, LeaseLost, Link
+from sona.store.outcomes import LeaseLost
+from sona.store.postgres.connection import Connection, Link
 from sona.store.postgres.schema import key_of
 from sona.store.postgres.url import Place
 
@@ -121,9 +122,9 @@ class Lease:
         """Give it back; nothing happens when it is not held."""
         with self._lock:
             self._lost = False
-            if self.held:
-                held_in, self._held_in = self._held_in, 0
-                session = self._opened()
+            held_in, self._held_in = self._held_in, 0
+            session = self._session
+            if held_in and session is not None and session.alive:
                 with suppress(SonaStoreError), session.reading() as link:
                     if session.opened == held_in:
                         link.execute("SELECT pg_advisory_unlock(?)", (self._key,))
@@ -214,7 +215,7 @@ class Lease:
         """Give it back and end its session."""
         self._unwatch()
         with self._lock:
-            self._held_in = 0
+            self.release()  # the others need not wait for the server to notice
             if self._session is not None:
                 self._session.close()
 

@@ -134,7 +134,7 @@ class SqliteStore(Records, States, Vectors, Bounds, Integrity):
             raise self._taken()
         return self._db.writing()
 
-    def watch(self, changed: Callable[[], object]) -> bool:
+    def watch(self, changed: Callable[[], object] | None) -> bool:
         """False: nobody tells of what other processes write to a file; look at it from time to time."""
         return False
 

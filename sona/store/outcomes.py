@@ -1,0 +1,20 @@
+"""How a transaction can end that neither was done nor simply failed."""
+
+from sona.errors import SonaStoreError
+
+
+class LeaseLost(SonaStoreError):
+    """Another process has taken the learning lease since; nothing was written."""
+
+
+class UnknownOutcome(SonaStoreError):
+    """
+    The connection broke during a commit, and the server cannot be asked what became of it: the same call again finds out.
+
+    Attributes
+    ----------
+    transaction : str
+        Its number on the server.
+    """
+
+    transaction = ""
