@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from postgres import own_server, postgres_server  # noqa: F401
+from postgres import _second, own_server, postgres_server  # noqa: F401
 from stores import Place, PostgresPlace, SqlitePlace
 
 import sona

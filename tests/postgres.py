@@ -162,9 +162,7 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Server]:
-    """One for all tests of this process."""
+def _serve() -> Iterator[Server]:
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'sona[postgres]'")
     try:
         server = Server()
@@ -172,15 +170,17 @@ def postgres_server() -> Iterator[Server]:
         pytest.skip(str(error))
     yield server
     server.close()
+
+
+postgres_server = pytest.fixture(_serve, scope="session", name="postgres_server")
+"""One for all tests of this process."""
+
+_second = pytest.fixture(_serve, scope="session", name="_second")
 
 
 @pytest.fixture
-def own_server() -> Iterator[Server]:
-    """One for this test alone, which may stop it."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'sona[postgres]'")
-    try:
-        server = Server()
-    except NoServer as error:
-        pytest.skip(str(error))
-    yield server
-    server.close()
+def own_server(_second: Server) -> Iterator[Server]:
+    """One that a test may stop."""
+    yield _second
+    if not (_second.data / "postmaster.pid").exists():
+        _second.start()

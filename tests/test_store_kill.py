@@ -3,6 +3,9 @@
 import os
 import random
 import struct
+import time
+from collections.abc import Iterator
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from crash import FORKSERVER, killed
 
-from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, TrajectoryRow, load_snapshot, save_snapshot
+from sona.store import DecisionRow, FeedbackRow, GroupWriter, SqliteStore, Store, TrajectoryRow, load_snapshot, open_store, save_snapshot
 
 # A server process with the imports done forks the victims: tens of milliseconds for each, and no thread of pytest's is forked.
 
@@ -26,11 +29,20 @@ def feedback(id: int) -> FeedbackRow:
     return FeedbackRow(id, float(id), float(id))
 
 
+def lead(store: Store) -> None:
+    """The dead hold no lease, as soon as a server has noticed."""
+    give_up = time.monotonic() + 20
+    while not store.try_lease():
+        assert not isinstance(store, SqliteStore), "a file's lease ends with its holder"
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+
+
 def append_groups(path: str, acknowledge: Connection, seed: int) -> None:
     """Appends groups of random size and acknowledges the highest id of each; every fifth time, adapter state as well."""
     rng = random.Random(seed)
-    store = SqliteStore(path)
-    assert store.try_lease()
+    store = open_store(path)
+    lead(store)
     sequence = store.session << 40
     group = 0
     while True:
@@ -47,8 +59,8 @@ def append_groups(path: str, acknowledge: Connection, seed: int) -> None:
 def write_with_flush(path: str, acknowledge: Connection, seed: int) -> None:
     """A hot thread records rows, the writer's thread writes groups, flush acknowledges."""
     rng = random.Random(seed)
-    store = SqliteStore(path)
-    assert store.try_lease()
+    store = open_store(path)
+    lead(store)
     rows: list[int] = []
 
     def drain():
@@ -78,10 +90,10 @@ def save_snapshots(path: str, acknowledge: Connection, seed: int) -> None:
         acknowledge.send(n)
 
 
-def check_store(path: Path, acknowledged: list) -> None:
-    with SqliteStore(path) as store:
+def check_store(path: Path | str, acknowledged: list) -> None:
+    with open_store(path) as store:
         assert store.integrity() == []
-        assert store.try_lease()  # the dead hold no lease
+        lead(store)
         state = None
         for kind, first, last in acknowledged:
             if kind == "state":
@@ -100,27 +112,39 @@ def check_store(path: Path, acknowledged: list) -> None:
             assert reward == float(row.id)
 
 
-def kill_stores(path: Path, target, kills: int, seed: int) -> None:
+def kill_stores(places: Iterator[Path | str], target, kills: int, seed: int) -> None:
     rng = random.Random(seed)
     rows = 0
+    path = next(places)
     for n in range(kills):
         acknowledged = killed(target, path, rng, 0.08)
         check_store(path, acknowledged)
         rows += sum(last - first for kind, first, last in acknowledged if kind == "rows")
         if n % 10 == 9:  # a fresh file from time to time: its making is killed too, and checks stay quick
-            path = path.with_name(f"{n}.db")
+            path = next(places)
     assert rows > 10 * kills
 
 
 @pytest.mark.parametrize("target", [append_groups, write_with_flush])
 def test_nothing_acknowledged_is_lost_by_kills(tmp_path, target):
-    kill_stores(tmp_path / "sona.db", target, NORMAL // 2, seed=1)
+    kill_stores((tmp_path / f"{n}.db" for n in count()), target, NORMAL // 2, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [append_groups, write_with_flush])
 def test_nothing_acknowledged_is_lost_by_many_kills(tmp_path, target):
-    kill_stores(tmp_path / "sona.db", target, SLOW, seed=2)
+    kill_stores((tmp_path / f"{n}.db" for n in count()), target, SLOW, seed=2)
+
+
+@pytest.mark.parametrize("target", [append_groups, write_with_flush])
+def test_nothing_acknowledged_is_lost_by_kills_of_a_servers_clients(postgres_server, target):
+    kill_stores((postgres_server.url() for _ in count()), target, 10, seed=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [append_groups, write_with_flush])
+def test_nothing_acknowledged_is_lost_by_many_kills_of_a_servers_clients(postgres_server, target):
+    kill_stores((postgres_server.url() for _ in count()), target, 100, seed=7)
 
 
 def kill_snapshots(path: Path, kills: int, seed: int) -> None:
@@ -167,15 +191,15 @@ def test_a_kill_while_the_file_is_made_leaves_a_usable_file(tmp_path):
 
 
 def append_one_by_one(path: str, acknowledge: Connection, rows: int) -> None:
-    with SqliteStore(path) as store:
+    with open_store(path) as store:
         base = store.session << 40
         for id in range(base, base + rows):
             store.append([decision(id)], [feedback(id)])
             acknowledge.send(id)
 
 
-def test_processes_append_to_one_file_and_lose_nothing(tmp_path):
-    path = tmp_path / "sona.db"
+def test_processes_append_to_one_store_and_lose_nothing(place):
+    path = place.where
     pipes, children = [], []
     for _ in range(3):
         ours, theirs = FORKSERVER.Pipe(duplex=False)
@@ -195,7 +219,7 @@ def test_processes_append_to_one_file_and_lose_nothing(tmp_path):
         assert child.exitcode == 0
         child.close()
     assert len(acknowledged) == len(set(acknowledged)) == 450
-    with SqliteStore(path) as store:
+    with place.open() as store:
         assert {row.id for row, reward in store.decisions() if reward == float(row.id)} == set(acknowledged)
         assert [seq for seq, _ in store.feedback_after(0)] == list(range(1, 451))
         assert store.integrity() == []

@@ -178,6 +178,9 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
         True: `changed` is called from now on, from another thread, whenever another process has written a state or version, and when the
         lease was lost or the server came back. None: no more.
         """
+        if changed is not None:
+            with self._db.reading():
+                pass
         self._lease.watch(changed)
         return True
 

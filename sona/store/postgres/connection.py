@@ -79,14 +79,12 @@ class Link:
     @property
     def broken(self) -> bool:
         """Also when the server has hung up while nobody asked it anything."""
-        if self.raw.closed:
+        try:
+            while not self.raw.closed and select.select([self._fd], [], [], 0)[0]:
+                self.raw.pgconn.consume_input()  # a farewell, and then the end
+                self.hear()
+        except (psycopg.Error, OSError, ValueError):
             return True
-        with suppress(OSError, ValueError):
-            if not select.select([self._fd], [], [], 0)[0]:
-                return False
-        with suppress(psycopg.Error):
-            self.raw.pgconn.consume_input()
-            self.hear()
         return self.raw.closed or self.raw.pgconn.status != ConnStatus.OK
 
     def hear(self) -> None:

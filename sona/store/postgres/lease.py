@@ -53,7 +53,7 @@ class Lease:
         self._lock = threading.RLock()
         self._session: Connection | None = None
         self._held_in = 0  # which of the connection's sessions has the lock; 0: none
-        self._lost = False
+        self._lost = self._closed = False
         self.term = 0
         self._changed: Callable[[], object] | None = None
         self._watcher: threading.Thread | None = None
@@ -130,12 +130,13 @@ class Lease:
                         link.execute("SELECT pg_advisory_unlock(?)", (self._key,))
 
     def _opened(self) -> Connection:
-        if self._own.closed:
-            with self._own.reading():  # raises
-                pass
-        if self._session is None:
-            self._session = Connection(self._place, statement_timeout_ms=self._timeout, prepare=False, on_open=self._listen)
-        return self._session
+        with self._lock:
+            if self._closed or self._own.closed:
+                with self._own.reading():  # says why it is closed
+                    raise SonaClosedError(f"{self._place.shown}: the store is closed")
+            if self._session is None:
+                self._session = Connection(self._place, statement_timeout_ms=self._timeout, prepare=False, on_open=self._listen)
+            return self._session
 
     # ---- what others tell ----
 
@@ -215,6 +216,7 @@ class Lease:
         """Give it back and end its session."""
         self._unwatch()
         with self._lock:
+            self._closed = True
             self.release()  # the others need not wait for the server to notice
             if self._session is not None:
                 self._session.close()

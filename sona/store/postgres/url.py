@@ -1,7 +1,7 @@
 """Where a database is: a URL as its user gives it, as libpq takes it, and as it may be shown."""
 
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, unquote
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
@@ -49,11 +49,11 @@ class Place:
         if not isinstance(url, str):
             raise SonaTypeError(f"expected url to be a str, got {type(url).__name__}")
         try:
-            parts = urlsplit(url)
-            options = parse_qsl(parts.query, keep_blank_values=True)
-            given = [value for key, value in options if key == "schema"]
-            query = urlencode([(key, value) for key, value in options if key != "schema"], quote_via=quote)
-            bare = urlunsplit(parts._replace(query=query))
+            base, _, query = url.partition("?")
+            options = [each for each in query.split("&") if each]
+            given = [unquote(each.removeprefix("schema=")) for each in options if each.startswith("schema=")]
+            rest = "&".join(each for each in options if not each.startswith("schema="))
+            bare = f"{base}?{rest}" if rest else base
             if not bare.startswith(("postgresql://", "postgres://")) or "\0" in bare:
                 raise ValueError
             found = {key: str(value) for key, value in conninfo_to_dict(bare).items() if value is not None}
