@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["numpy", "safetensors.numpy", "sona.store.sqlite", "sona.store.writer", "sona.store.snapshot"])
+FORKSERVER.set_forkserver_preload(
+    ["numpy", "safetensors.numpy", "sona.store.sqlite", "sona.store.postgres", "sona.store.writer", "sona.store.snapshot"]
+)
 
 
 def killed(target: Callable[[str, Connection, int], None], path: Path, rng: random.Random, longest: float) -> list[Any]:

@@ -158,6 +158,7 @@ class Server:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.stop()
         if self._guard is not None:
+            self._guard.kill()
             self._guard.communicate()
         shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -15,7 +15,7 @@ from reference import Clusters, PolicyRule
 from sona import Router, SonaEngine
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops.journal import Journal, decode_state, encode_state
-from sona.store import FeedbackRow, SqliteStore
+from sona.store import FeedbackRow, SqliteStore, open_store
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +26,7 @@ def world() -> Clusters:
     return Clusters(SEED)
 
 
-def open_router(path: Path | SqliteStore | None, **options: Any) -> Router:
+def open_router(path: Path | str | SqliteStore | None, **options: Any) -> Router:
     return Router(world().arms, store=path, **({"seed": 1} | options))
 
 
@@ -175,9 +175,9 @@ def uninterrupted(rewards: int) -> Array:
     raise AssertionError
 
 
-def check_recovery(path: Path, acknowledged: int) -> int:
+def check_recovery(path: Path | str, acknowledged: int) -> int:
     """Everything durable is learned once, after one restart and after another; returns how many rewards were durable."""
-    with SqliteStore(path) as store:
+    with open_store(path) as store:
         durable = store.last_seq()
         assert durable >= acknowledged
         assert len(store.feedback_after(0, 100_000)) == durable

@@ -327,8 +327,10 @@ class Memory:
         with self._storing:
             if self._closed:
                 raise SonaClosedError("the engine is closed")
-            if keeper.leading and self._led == keeper.term and self._graph.version != self._saved:
-                self._write(keeper)
+            if keeper.leading and self._graph.version != self._saved:
+                self._lead()
+                if self._graph.version != self._saved:
+                    self._write(keeper)
 
     def close(self) -> None:
         """Keep the memory a last time, as it is then; a cycle that is still under way keeps nothing more."""
