@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from sona.memory.phi import Phi, phi
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
     from sona.router import LoggedDecision, Router
-    from sona.store import SqliteStore
+    from sona.store import SqliteStore, open_store
     from sona.trajectory import Ring, TrajectoryBuffer, TrajectoryBuilder
     from sona.types import LearningSignal, QueryTrajectory, SignalMetadata, TrajectoryStep
 
@@ -114,7 +114,7 @@ _HOMES = {
     "sona.memory.phi": ("Phi", "phi"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
     "sona.router": ("LoggedDecision", "Router"),
-    "sona.store": ("SqliteStore",),
+    "sona.store": ("SqliteStore", "open_store"),
     "sona.trajectory": ("Ring", "TrajectoryBuffer", "TrajectoryBuilder"),
     "sona.types": ("LearningSignal", "QueryTrajectory", "SignalMetadata", "TrajectoryStep"),
 }
@@ -204,6 +204,7 @@ __all__ = [
     "iit3",
     "isas",
     "metrics",
+    "open_store",
     "phi",
 ]
 

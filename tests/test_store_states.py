@@ -1,4 +1,4 @@
-"""What was learned, in a store of either kind: states with their vectors, and arm sets."""
+"""What was learned, in a store of either kind: states, and arm sets."""
 
 from collections.abc import Iterator
 
@@ -13,48 +13,6 @@ from sona.store import Store
 def store(place: Place) -> Iterator[Store]:
     with place.open() as opened:
         yield opened
-
-
-def test_vectors_come_and_go_with_their_state(place):
-    with place.open() as store:
-        store.put_state("graph", b"1", 0, vectors=[(7, b"seven"), (2, b"two")])
-        store.put_state("other", b"1", 0, vectors=[(2, b"zwei")])
-        store.put_state("graph", b"2", 0, vectors=[(2, b"deux"), (3, b"three")], drop=[7, 99])
-        store.put_state("graph", b"3", 0)
-        bytes_now = store.bytes()
-    with place.open() as store:
-        assert store.get_state("graph") == (b"3", 0)
-        assert list(store.vectors_of("graph")) == [(2, b"deux"), (3, b"three")]
-        assert list(store.vectors_of("other")) == [(2, b"zwei")]
-        assert list(store.vectors_of("none")) == []
-        assert store.bytes() == bytes_now
-        assert store.integrity() == []
-
-
-def test_more_vectors_than_are_read_at_a_time(store):
-    rows = [(id, b"%d" % id) for id in range(0, 5000, 2)]
-    store.put_state("graph", b"1", 0, vectors=reversed(rows))
-    assert list(store.vectors_of("graph")) == rows
-
-
-def test_a_state_that_cannot_be_written_leaves_its_vectors(place, store):
-    store.put_state("graph", b"1", 0, vectors=[(1, b"one")])
-
-    def fails():
-        yield 1, b"uno"
-        raise SonaValueError("no more")
-
-    with pytest.raises(SonaValueError, match="no more"):
-        store.put_state("graph", b"2", 0, vectors=fails(), drop=[1])
-    assert store.get_state("graph") == (b"1", 0)
-    assert list(store.vectors_of("graph")) == [(1, b"one")]
-
-
-def test_a_damaged_vector_is_left_out_and_found(place, store):
-    store.put_state("graph", b"1", 0, vectors=[(1, b"one"), (2, b"two")])
-    place.raw("UPDATE vectors SET vector = ? WHERE id = 1", b"\0")
-    assert list(store.vectors_of("graph")) == [(2, b"two")]
-    assert "vector 1 of 'graph': does not match its checksum" in store.integrity()
 
 
 def test_state_comes_back_after_a_restart(place):

@@ -10,13 +10,12 @@ from sona.store.sqlite import SqliteStore
 from sona.store.writer import GroupWriter
 
 if TYPE_CHECKING:
-    from sona.store.postgres import PostgresStore
+    from sona.store.postgres import PostgresStore as PostgresStore  # not in __all__: it needs an extra
 
 __all__ = [
     "DecisionRow",
     "FeedbackRow",
     "GroupWriter",
-    "PostgresStore",
     "PruneReport",
     "SqliteStore",
     "Store",

@@ -44,7 +44,7 @@ class Vectors(Namespace):
         Returns
         -------
         list of (int, float)
-            At most k (id, cosine similarity), most similar first, of equal ones the lower id.
+            At most k (id, cosine similarity), most similar first.
         """
         check_count("k", k)
         query = coerce(x, (None,), "x").astype(np.float64)
@@ -56,7 +56,7 @@ class Vectors(Namespace):
         for ids, vectors in self._candidates(name, query.astype(np.float32), k):
             matrix = np.frombuffer(b"".join(vectors), "<f4").reshape(len(ids), len(query)).astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
-                similar = matrix @ query / np.linalg.norm(matrix, axis=1)
+                similar = (matrix * query).sum(axis=1) / np.linalg.norm(matrix, axis=1)
             best += [(-float(s), id) for s, id in zip(similar, ids, strict=True) if np.isfinite(s)]
             best = sorted(best)[:k]
         return [(id, -s) for s, id in best]

@@ -311,8 +311,8 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
             else:
                 link.execute("SELECT set_config('hnsw.ef_search', ?, true)", (str(max(40, 2 * k, k + MARGIN)),))
             rows = link.execute(
-                f"SELECT id, crc, embedding FROM vectors WHERE ns = ? AND name = ? AND size = ? AND embedding IS NOT NULL"
-                f" ORDER BY embedding::vector({dim}) <=> ? LIMIT ?",
+                "SELECT id, crc, embedding FROM vectors WHERE ns = ? AND name = ? AND size = ? AND embedding IS NOT NULL"
+                f" ORDER BY embedding::vector({dim}) <=> ?, id LIMIT ?",
                 (self._ns, name, 4 * dim, query, min(k + MARGIN, MAX_ID)),
             ).fetchall()
         found = [(id, crc, _bytes_of(None, embedding)) for id, crc, embedding in rows]
