@@ -45,10 +45,11 @@ EVERY = 500  # requests between background cycles; a deep one comes after each
 class Held:
     """A store that this process leads."""
 
-    leading, name, term = True, "default", 0
+    leading, name = True, "default"
 
     def __init__(self, store: SqliteStore) -> None:
-        self.store = store
+        store.try_lease()
+        self.store, self.term = store, store.term
 
 
 def clumped(count: int, rng: np.random.Generator) -> NDArray[np.float32]:

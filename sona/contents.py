@@ -87,10 +87,9 @@ class _Held:
     """A store whose lease this process holds, for a learner of that name."""
 
     leading = True
-    term = 0
 
     def __init__(self, store: Store, name: str) -> None:
-        self.store, self.name = store, name
+        self.store, self.name, self.term = store, name, store.term
 
 
 def dream(

@@ -536,10 +536,10 @@ def test_a_damaged_memory_starts_empty_with_a_warning(path: Path) -> None:
 class Held:
     leading = True
     name = "default"
-    term = 0
 
     def __init__(self, store: SqliteStore) -> None:
-        self.store = store
+        store.try_lease()
+        self.store, self.term = store, store.term
 
 
 def test_disabled_or_closed_there_is_no_cycle(world: Clusters) -> None:

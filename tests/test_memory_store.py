@@ -40,10 +40,11 @@ class Held:
     """A store for a learner of this process."""
 
     name = "default"
-    term = 0
 
     def __init__(self, store: SqliteStore, *, leading: bool = True) -> None:
         self.store, self.leading = store, leading
+        held = leading and store.try_lease()
+        self.term = store.term if held else -1
 
 
 def data(memory: Memory) -> list[Any]:

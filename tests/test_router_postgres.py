@@ -196,7 +196,7 @@ def test_who_loses_the_lease_to_another_follows_it(url: str) -> None:
         cut_lease(first)
         follower.poll()
         assert follower.leading
-        assert follower.term == leader.term + 1
+        assert follower.term > leader.term
         assert second.stats()["learned"] == 30
         for d, (_, best) in zip(decisions[30:], requests[30:], strict=True):  # it does not know yet, and learns
             first.feedback(d.id, float(d.index == best))

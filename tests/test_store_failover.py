@@ -61,8 +61,8 @@ def work(url: str, tell: Connection, seed: int) -> None:
                 tell.send(("done", done))
                 done = []
             journal.poll()
-            if journal.leading and store.term != led:
-                led = store.term
+            if journal.leading and store._lease.number != led:
+                led = store._lease.number
                 tell.send(("lease", (led, store._db.pid, store._lease._session.pid)))
             if journal.leading and rng.random() < 0.3:
                 journal.save()

@@ -59,6 +59,25 @@ def test_one_store_holds_the_lease_of_a_namespace(place):
     assert not a.lease
 
 
+def test_a_write_names_the_term_in_which_it_was_made(place):
+    with place.open() as a, place.open() as b:
+        assert a.try_lease()
+        first = a.term
+        a.put_state("adapter", b"1", 1, term=first)
+        a.release_lease()
+        assert b.try_lease()
+        b.put_state("adapter", b"2", 2, term=b.term)
+        b.release_lease()
+        assert a.try_lease()
+        assert a.term != first
+        with pytest.raises(SonaStoreError, match="lost in between"):
+            a.put_state("adapter", b"late", 3, term=first)
+        with pytest.raises(SonaStoreError, match="lost in between"):
+            a.replace_without("s", "adapter", b"late", 0, versions_since=0.0, term=first)
+        assert a.get_state("adapter") == (b"2", 2)
+        a.put_state("adapter", b"3", 3, term=a.term)
+
+
 def test_threads_share_a_store(store):
     def append(base):
         for n in range(20):

@@ -83,6 +83,7 @@ class _Capture:
     ordinal: int
     applied: int
     epoch: int
+    term: int
 
 
 def _log_failure(error: Exception) -> None:
@@ -172,8 +173,7 @@ class Journal:
         self.store = store
         self.name = name
         self.leading = store.try_lease()
-        self.term = store.term
-        self._taken = store.term  # when the lease was taken last, also where nobody led in between
+        self.term = store.term if self.leading else -1
         self._learner = learner
         self._fingerprint = fingerprint
         self._save_every = save_every
@@ -335,7 +335,7 @@ class Journal:
             with self.mutex:
                 capture = self._captured()
             self.writer.flush()
-            if capture.applied == self._applied and self._put_state(capture, publish):
+            if self._put_state(capture, publish):
                 break  # else rewards of other processes were learned meanwhile, or some forgotten
 
     # ---- writing: called by the writer ----
@@ -416,23 +416,26 @@ class Journal:
         capture = self._capture
         if capture is not None and self._written >= capture.ordinal:
             self._capture = None
-            if capture.applied != self._applied or not self._put_state(capture):
+            if not self._put_state(capture):
                 self._save_at = 0  # rewards of other processes were learned since, or some forgotten: take a new one
         self.tick()
 
     def _captured(self) -> _Capture:
-        return _Capture(self._learner.state(), self._queued, self._applied, self._epoch)
+        return _Capture(self._learner.state(), self._queued, self._applied, self._epoch, self.term)
 
     def _put_state(self, capture: _Capture, publish: int | None = None) -> bool:
-        """False, and nothing is written, when the learner has been replaced since."""
+        """False, and nothing is written, when the learner has been replaced since, or has learned from rewards of others."""
         with self._saving:
-            if capture.epoch != self._epoch:
+            blob = self._blob(capture)
+            if blob is None:
                 return False
-            self.store.put_state(self.name, self._blob(capture), capture.applied, publish=publish)
+            self.store.put_state(self.name, blob, capture.applied, publish=publish, term=capture.term)
         return True
 
-    def _blob(self, capture: _Capture) -> bytes:
+    def _blob(self, capture: _Capture) -> bytes | None:
         with self.mutex:
+            if (capture.epoch, capture.applied) != (self._epoch, self._applied):
+                return None
             spans = [(span.first, min(span.last, span.first + capture.ordinal - span.ordinal)) for span in self._own]
         included = [(first, last) for first, last in spans if first <= last]
         meta = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": included}
@@ -455,7 +458,7 @@ class Journal:
         with self._saving, self.mutex:
             meta: dict[str, Any] = {"format": STATE_FORMAT, "fingerprint": self._fingerprint, "included": []}
             blob = encode_state(arrays, meta)
-            done = self.store.replace_without(without, self.name, blob, applied, versions_since=versions_since, keep=keep)
+            done = self.store.replace_without(without, self.name, blob, applied, versions_since=versions_since, keep=keep, term=self.term)
             if done is None:
                 return None
             put()
@@ -471,7 +474,7 @@ class Journal:
     def _restore(self, *, lead: bool = False) -> None:
         """Go on from the state that the store keeps, as the one who leads from now on if `lead` says so."""
         kept = self._kept_state()
-        with self.mutex:  # what was queued until now is learned from the store, what comes now at once
+        with self._saving, self.mutex:  # what was queued until now is learned from the store, what comes now at once
             if kept is not None:
                 blob, applied, arrays, included = kept
                 self._learner.restore(arrays)
@@ -485,7 +488,7 @@ class Journal:
                 self._before = self._queued
                 self._save_at = self._queued + self._save_every
             if lead:
-                self.term = self._taken = self.store.term
+                self.term = self.store.term
                 self.leading = True
 
     def _kept_state(self) -> tuple[bytes, int, Arrays, list[Any]] | None:
@@ -543,7 +546,7 @@ class Journal:
 
     def _still_leading(self) -> bool:
         """Whether the lease has not been lost; asks the store."""
-        kept = self.store.keep_lease() and self.store.term == self._taken
+        kept = self.store.keep_lease() and self.store.term == self.term
         if not kept:
             with self.mutex:  # rewards are queued from now on, and learned by whoever leads
                 self.leading = False
@@ -553,12 +556,10 @@ class Journal:
     def _lead_or_follow(self) -> bool:
         """Take a free lease; True when this process leads now, else a newer state has been loaded if there was one."""
         if self.store.try_lease():
-            if 0 < self._taken == self.store.term - 1:  # nobody has led since this process did
+            if self.store.term == self.term:  # nobody has led since this process did
                 with self.mutex:
-                    self._taken = self.store.term
                     self.leading = True
                 return True
-            self._taken = 0
             try:
                 self._restore(lead=True)
             except BaseException:

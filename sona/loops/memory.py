@@ -360,6 +360,7 @@ class Memory:
             0,
             vectors=((id, vectors[at].tobytes()) for id, at in new),
             drop=None if self._kept is None else before.keys() - now.keys(),
+            term=self._led,
         )
         self._kept, self._saved, self._digest = now, version, hashlib.sha256(blob).digest()
 

@@ -199,7 +199,7 @@ class RequestPatterns:
             return
         blob = _encoded(found)
         try:
-            self._journal.store.put_state(self._state_name, blob, 0)
+            self._journal.store.put_state(self._state_name, blob, 0, term=self._journal.term)
         except SonaStoreError as error:
             log.warning("patterns: %s", error)
             return

@@ -98,7 +98,7 @@ class Window:
         if self._journal is None or not self._journal.leading:
             return
         try:
-            self._journal.store.put_state(self._state_name, json.dumps(self.tasks.state()).encode(), 0)
+            self._journal.store.put_state(self._state_name, json.dumps(self.tasks.state()).encode(), 0, term=self._journal.term)
         except SonaStoreError as error:
             log.warning("reservoirs: %s", error)
 

@@ -83,7 +83,15 @@ class Bounds(Namespace):
         return decisions, feedback, trajectories
 
     def replace_without(
-        self, source: str, name: str, blob: Blob, applied_seq: int, *, versions_since: float, keep: Collection[str] = ()
+        self,
+        source: str,
+        name: str,
+        blob: Blob,
+        applied_seq: int,
+        *,
+        versions_since: float,
+        keep: Collection[str] = (),
+        term: int | None = None,
     ) -> tuple[int, int] | None:
         """
         Delete a source as `forget_source` does, together with every state and the versions that may hold what it taught, and keep `blob`,
@@ -106,12 +114,12 @@ class Bounds(Namespace):
         Raises
         ------
         SonaStoreError
-            Another store holds the lease, or the write failed; nothing has changed.
+            Another store holds the lease, or may have held it since `term` where that is given, or the write failed; nothing has changed.
         """
         check_name("state name", name)
         check_count("applied_seq", applied_seq)
         ns = self._ns
-        with self._leading() as conn:
+        with self._leading(term) as conn:
             if conn.execute("SELECT last_seq FROM namespaces WHERE ns = ?", (ns,)).fetchone()[0] != applied_seq:
                 return None
             _, feedback, _ = self._delete_source(conn, source)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError
 from sona.store.arguments import Row
+from sona.store.outcomes import LeaseLost
 from sona.store.rows import MAX_ID, SEQUENCE_BITS, Blob, DecisionRow, FeedbackRow, TrajectoryRow
 
 CHUNK = 256  # rows read at a time, so that no reader holds the log back
@@ -77,6 +78,11 @@ class Namespace:
         """Give back the lease and the database; a second call does nothing. Waits for a call that is under way."""
         raise NotImplementedError
 
+    @property
+    def term(self) -> int:
+        """See `Store`."""
+        raise NotImplementedError
+
     def _namespace_key(self) -> int:
         find = "SELECT ns FROM namespaces WHERE name = ?"
         with self._db.reading() as conn:
@@ -104,8 +110,11 @@ class Namespace:
                 self._session = session
             return self._session
 
-    def _leading(self) -> AbstractContextManager[Any]:
-        """A transaction that only the holder of the learning lease can do; takes it when it is free. SonaStoreError when it is not."""
+    def _leading(self, term: int | None) -> AbstractContextManager[Any]:
+        """
+        A transaction that only the holder of the learning lease can do; takes it when it is free. SonaStoreError when it is not, LeaseLost
+        when somebody else may have held it since `term`.
+        """
         raise NotImplementedError
 
     def _prune_when_due(self, appended: int) -> None:
@@ -168,3 +177,7 @@ class Namespace:
 
     def _taken(self) -> SonaStoreError:
         return SonaStoreError(f"{self.path}: another process or store holds the learning lease of namespace {self.namespace!r}")
+
+    def _lost(self, term: int) -> LeaseLost:
+        held = f"this is term {self.term}, that was {term}"
+        return LeaseLost(f"{self.path}: the learning lease of namespace {self.namespace!r} was lost in between: {held}")

@@ -23,8 +23,7 @@ class Store(Protocol):
         Where the database is, without a password.
     namespace : str
     term : int
-        Grows by one whenever anybody takes the lease of the namespace; that under which this store took it last. 0 where a lease cannot
-        be lost.
+        Of the lease that this store took last: another number once somebody else may have held it in between; 0 before the first.
     """
 
     @property
@@ -78,6 +77,7 @@ class Store(Protocol):
         publish: int | None = None,
         vectors: Iterable[tuple[int, Blob]] = (),
         drop: Iterable[int] | None = (),
+        term: int | None = None,
     ) -> None: ...
     def get_state(self, name: str) -> tuple[Blob, int] | None: ...
     def state_names(self) -> list[str]: ...
@@ -93,7 +93,15 @@ class Store(Protocol):
     def forget(self, id: SupportsIndex) -> int: ...
     def forget_source(self, source: str) -> int: ...
     def replace_without(
-        self, source: str, name: str, blob: Blob, applied_seq: int, *, versions_since: float, keep: Collection[str] = ()
+        self,
+        source: str,
+        name: str,
+        blob: Blob,
+        applied_seq: int,
+        *,
+        versions_since: float,
+        keep: Collection[str] = (),
+        term: int | None = None,
     ) -> tuple[int, int] | None: ...
     def scrub_log(self) -> None: ...
     def bytes(self) -> int: ...

@@ -29,6 +29,7 @@ class States(Namespace):
         publish: int | None = None,
         vectors: Iterable[tuple[int, Blob]] = (),
         drop: Iterable[int] | None = (),
+        term: int | None = None,
     ) -> None:
         """Keep `blob` as the state of that name, learned from the feedback up to number `applied_seq`; durable on return.
 
@@ -39,13 +40,14 @@ class States(Namespace):
         Raises
         ------
         SonaStoreError
-            Another store holds the lease, there is no such version, or the write failed; the old state stays.
+            Another store holds the lease, or may have held it since `term` where that is given, there is no such version, or the write
+            failed; the old state stays.
         """
         check_name("state name", name)
         if type(blob) is not Blob:
             raise SonaTypeError(f"expected the state to be bytes, got {type(blob).__name__}")
         check_count("applied_seq", applied_seq)
-        with self._leading() as conn:
+        with self._leading(term) as conn:
             if publish is not None:
                 self._publish(conn, name, publish)
             if drop is None:
@@ -179,7 +181,7 @@ class States(Namespace):
         """
         check_name("state name", name)
         (row,) = rows_of(VersionRow, [row])
-        with self._leading() as conn:
+        with self._leading(None) as conn:
             newest = conn.execute("SELECT max(number) FROM versions WHERE ns = ? AND name = ?", (self._ns, name)).fetchone()[0]
             number: int = max(newest or 0, self._counter(conn, f"versions:{name}")) + 1
             content = (name, number, row.parent, row.time, row.verdict, row.reason, row.about, row.factors)

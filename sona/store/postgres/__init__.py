@@ -150,7 +150,11 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
 
     @property
     def term(self) -> int:
-        """Grows by one whenever anybody takes the lease of the namespace; that under which this store took it last."""
+        """
+        Of the lease that this store took last: another number once somebody else may have held it in between; 0 before the first.
+
+        It is that of the first of the takings that nobody else's came between; the server counts them all.
+        """
         return self._lease.term
 
     def try_lease(self) -> bool:
@@ -185,10 +189,12 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
         return True
 
     @contextmanager
-    def _leading(self) -> Iterator[Link]:
-        fence = self._lease.fence()
+    def _leading(self, term: int | None) -> Iterator[Link]:
+        fence, held = self._lease.fence()
         if fence is None:
             raise self._taken()
+        if term is not None and term != held:
+            raise self._lost(term)
         try:
             with self._db.writing(fence=fence) as link:
                 yield link

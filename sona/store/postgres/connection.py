@@ -38,7 +38,7 @@ class Link:
     def __init__(self, raw: "psycopg.Connection[Any]", patience: float) -> None:
         self.raw = raw
         self._patience = patience
-        self._fd = raw.fileno()
+        self.fd, self.pid = raw.fileno(), raw.info.backend_pid
         self._give_up = math.inf  # monotonic seconds after which the server counts as hung
         self.has_vectors = False
 
@@ -54,7 +54,7 @@ class Link:
     def cut_when_hung(self, now: float) -> None:
         """From another thread."""
         if now > self._give_up:
-            with suppress(OSError), socket.socket(fileno=os.dup(self._fd)) as theirs:
+            with suppress(OSError), socket.socket(fileno=os.dup(self.fd)) as theirs:
                 theirs.shutdown(socket.SHUT_RDWR)
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Found:
@@ -80,7 +80,7 @@ class Link:
     def broken(self) -> bool:
         """Also when the server has hung up while nobody asked it anything."""
         try:
-            while not self.raw.closed and select.select([self._fd], [], [], 0)[0]:
+            while not self.raw.closed and select.select([self.fd], [], [], 0)[0]:
                 self.raw.pgconn.consume_input()  # a farewell, and then the end
                 self.hear()
         except (psycopg.Error, OSError, ValueError):
@@ -164,12 +164,12 @@ class Connection:
     def pid(self) -> int:
         """Of the server's process for this session; 0 without one."""
         link = self._link
-        return 0 if link is None or link.raw.closed else link.raw.info.backend_pid
+        return 0 if link is None else link.pid
 
     def fileno(self) -> int:
-        """Of the socket; -1 without one."""
+        """Of the socket, which another thread may be closing; -1 without one."""
         link = self._link
-        return -1 if link is None or link.raw.closed else link.raw.fileno()
+        return -1 if link is None else link.fd
 
     def _connect(self) -> Link:
         now = time.monotonic()
@@ -239,12 +239,12 @@ class Connection:
         Parameters
         ----------
         fence : int, optional
-            Term of the lease under which it is done.
+            Number of the lease under which it is done.
 
         Raises
         ------
         LeaseLost
-            There has been a later term.
+            The lease has been taken since.
         UnknownOutcome
             See there.
         """
@@ -274,7 +274,7 @@ class Connection:
             if found is None:
                 raise SonaCorruptError(f"{self.path}: the namespace is gone from the database")
             if fence is not None and found[0] != fence:
-                raise LeaseLost(f"{self.path}: the learning lease was lost to another process (term {found[0]}, this was {fence})")
+                raise LeaseLost(f"{self.path}: the learning lease was lost to another process (number {found[0]}, this was {fence})")
         version, transaction = link.execute("SELECT version, pg_current_xact_id()::text FROM sona_schema").fetchone()
         if version != schema.current_version():  # a newer sona has migrated it since
             raise SonaVersionError(
@@ -338,7 +338,7 @@ class Connection:
         if link is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(link.raw))
             with suppress(OSError):
-                os.close(link._fd)
+                os.close(link.fd)
         if self._closed_because is None:
             self._closed_because = "was opened by the parent of this forked process: open it again"
         self.lock = threading.RLock()  # a thread that does not exist here may hold the old one

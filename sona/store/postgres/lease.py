@@ -37,13 +37,16 @@ def _readable(fds: tuple[int, ...], seconds: float) -> bool:
 
 class Lease:
     """
-    At most one session holds the lease of a namespace at a time. Whoever takes it begins a new term, in the session that holds the lock;
-    a transaction that names an older term is refused by `Connection.writing`, so a holder whose session has ended cannot write any more.
+    At most one session holds the lease of a namespace at a time. Whoever takes it counts up the namespace's fence, in the session that
+    holds the lock; a transaction with an older number is refused by `Connection.writing`, so that a holder whose session has ended cannot
+    write any more once somebody else has taken over.
 
     Attributes
     ----------
+    number : int
+        That of the fence when it was taken last; 0 before the first time.
     term : int
-        Under which it was taken last.
+        That of the first of the takings that nobody else's came between.
     """
 
     def __init__(self, place: Place, namespace: str, *, statement_timeout_ms: int, own: Connection) -> None:
@@ -54,7 +57,7 @@ class Lease:
         self._session: Connection | None = None
         self._held_in = 0  # which of the connection's sessions has the lock; 0: none
         self._lost = self._closed = False
-        self.term = 0
+        self.number = self.term = 0
         self._changed: Callable[[], object] | None = None
         self._watcher: threading.Thread | None = None
         self._stop, self._wake, self._news = False, (-1, -1), False
@@ -79,7 +82,9 @@ class Lease:
                 except BaseException:
                     link.raw.close()  # and with the session goes the lock
                     raise
-            self.term, self._held_in = row[0], session
+            if row[0] != self.number + 1 or self.number == 0:
+                self.term = row[0]
+            self.number, self._held_in = row[0], session
             return True
 
     def check(self) -> bool:
@@ -109,14 +114,17 @@ class Lease:
                 if self._session is not None:  # where the session lives, the others need not wait for its end
                     self._session.drop()
 
-    def fence(self) -> int | None:
-        """The term to write under; None when somebody else holds the lease. Takes it when it is free and was not lost."""
+    def fence(self) -> tuple[int | None, int]:
+        """
+        The number to write under, None when somebody else holds the lease, and the term. Takes it when it is free and was not lost;
+        LeaseLost when it was.
+        """
         with self._lock:
             if self._lost:
                 raise LeaseLost(f"{self._place.shown}: the learning lease of namespace {self._namespace!r} was lost")
             if not self.held and not self.acquire():
-                return None
-            return self.term
+                return None, self.term
+            return self.number, self.term
 
     def release(self) -> None:
         """Give it back; nothing happens when it is not held."""
@@ -179,23 +187,24 @@ class Lease:
                     pass
                 if opened not in (0, session.opened):  # what was told in between is lost, and with the old session the lease
                     self._news = True
-                    self._lose_if_not_in(session.opened)
+                    self._lose_if_ended()
                 opened = session.opened
                 if _readable((wake, session.fileno()), LOOK_SECONDS):
                     session.hear()
             except SonaClosedError:
                 break
             except SonaStoreError:  # the connection is gone
-                self._news = self._lose_if_not_in(0) or self._news
+                self._news = self._lose_if_ended() or self._news
                 _readable((wake,), RETRY_SECONDS)
             if self._news and not self._stop:
                 self._news = False
                 self._call()
         os.close(wake)
 
-    def _lose_if_not_in(self, opened: int) -> bool:
-        with self._lock:
-            lost = self.held and self._held_in != opened
+    def _lose_if_ended(self) -> bool:
+        with self._lock:  # another thread may have taken it anew meanwhile
+            session = self._session
+            lost = self.held and (session is None or session.opened != self._held_in or not session.alive)
             if lost:
                 self.lose()
             return lost

@@ -6,7 +6,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 
 from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError, SonaWarning
 from sona.store import namespace as parts
@@ -80,6 +80,7 @@ class SqliteStore(Records, States, Vectors, Bounds, Integrity):
         self.max_bytes = max_bytes
         self.retention_days = retention_days
         self._clock = clock
+        self._term = 0
         self._db = Connection(path, busy_timeout_ms=busy_timeout_ms)
         self.path = self._db.path
         try:
@@ -109,8 +110,8 @@ class SqliteStore(Records, States, Vectors, Bounds, Integrity):
 
     @property
     def term(self) -> int:
-        """0: a lease of this store ends with `release_lease`, `close` or the process, and is never lost before."""
-        return 0
+        """Of the lease that this store took last: another number after each time that it was free; 0 before the first."""
+        return self._term
 
     def keep_lease(self) -> bool:
         """Whether the lease that was taken is still held."""
@@ -122,17 +123,23 @@ class SqliteStore(Records, States, Vectors, Bounds, Integrity):
         The kernel frees it when the process dies. Appending needs no lease, `put_state`, `put_version` and `replace_without` do.
         """
         with self._db.reading():
-            return self._lease.acquire()
+            if not self._lease.held and self._lease.acquire():
+                self._term += 1
+            return self._lease.held
 
     def release_lease(self) -> None:
         """Give the learning lease back."""
         with self._db.reading():
             self._lease.release()
 
-    def _leading(self) -> AbstractContextManager[sqlite3.Connection]:
+    @contextmanager
+    def _leading(self, term: int | None) -> Iterator[sqlite3.Connection]:
         if not self.try_lease():
             raise self._taken()
-        return self._db.writing()
+        if term is not None and term != self._term:
+            raise self._lost(term)
+        with self._db.writing() as conn:
+            yield conn
 
     def watch(self, changed: Callable[[], object] | None) -> bool:
         """False: nobody tells of what other processes write to a file; look at it from time to time."""
