@@ -252,9 +252,9 @@ FAULTS: dict[int, tuple[str, tuple[str, ...]]] = {
     44: (
         "disk full, read-only or forbidden",
         (
-            "test_store.py::test_a_full_disk_writes_nothing_and_the_store_goes_on",
-            "test_store.py::test_a_file_size_limit_writes_nothing_and_the_store_goes_on",
-            "test_store.py::test_a_place_that_cannot_be_written_is_a_store_error",
+            "test_store_sqlite.py::test_a_full_disk_writes_nothing_and_the_store_goes_on",
+            "test_store_sqlite.py::test_a_file_size_limit_writes_nothing_and_the_store_goes_on",
+            "test_store_sqlite.py::test_a_place_that_cannot_be_written_is_a_store_error",
             "test_snapshot.py::test_a_file_size_limit_leaves_the_old_snapshot",
             "test_journal.py::test_a_full_disk_does_not_stop_serving_or_learning",
             "test_journal.py::test_a_disk_that_is_full_at_the_end_says_so",
@@ -265,7 +265,7 @@ FAULTS: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "test_snapshot.py::test_damage_falls_back_to_the_snapshot_before_it",
             "test_snapshot.py::test_every_flipped_bit_of_a_small_snapshot_is_found",
-            "test_store.py::test_a_damaged_state_falls_back_to_the_one_before_it",
+            "test_store_states.py::test_a_damaged_state_falls_back_to_the_one_before_it",
             "test_journal.py::test_what_is_no_state_is_refused",
             "test_adapters.py::test_base_load_refuses_damage",
             "test_engine.py::test_a_damaged_snapshot_is_refused",
@@ -276,8 +276,8 @@ FAULTS: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "test_snapshot.py::test_a_newer_format_is_refused_with_both_versions_named",
             "test_snapshot.py::test_a_snapshot_of_format_version_1_is_read",
-            "test_store.py::test_a_newer_schema_is_refused_with_both_versions_named",
-            "test_store.py::test_an_older_schema_is_migrated_and_its_rows_stay",
+            "test_store_sqlite.py::test_a_newer_schema_is_refused_with_both_versions_named",
+            "test_store_sqlite.py::test_an_older_schema_is_migrated_and_its_rows_stay",
             "test_journal.py::test_a_state_of_a_newer_format_is_refused_with_both_named",
             "test_trajectory.py::test_a_newer_version_is_named",
         ),
@@ -304,24 +304,24 @@ FAULTS: dict[int, tuple[str, tuple[str, ...]]] = {
     54: (
         "two processes on one file",
         (
-            "test_store_kill.py::test_processes_append_to_one_file_and_lose_nothing",
+            "test_store_kill.py::test_processes_append_to_one_store_and_lose_nothing",
             "test_journal.py::test_the_second_router_follows_and_the_first_learns_for_it",
             "test_journal.py::test_feedback_from_another_process",
-            "test_store.py::test_a_network_file_system_is_warned_of",
+            "test_store_sqlite.py::test_a_network_file_system_is_warned_of",
         ),
     ),
     58: (
         "names that are paths",
         (
-            "test_store.py::test_names_come_from_an_allow_list",
-            "test_store.py::test_only_a_file_is_a_path",
+            "test_store_life.py::test_names_come_from_an_allow_list",
+            "test_store_sqlite.py::test_only_a_file_is_a_path",
             "test_snapshot.py::test_array_names_come_from_an_allow_list",
             "test_faults.py::test_names_and_arms_from_anywhere_stay_names",
         ),
     ),
     59: (
         "SQL in names",
-        ("test_store.py::test_names_come_from_an_allow_list", "test_faults.py::test_names_and_arms_from_anywhere_stay_names"),
+        ("test_store_life.py::test_names_come_from_an_allow_list", "test_faults.py::test_names_and_arms_from_anywhere_stay_names"),
     ),
     60: (
         "adapter file from a stranger",

@@ -230,6 +230,45 @@ def test_who_loses_the_lease_to_another_follows_it(url: str) -> None:
         assert first.stats()["engine"]["store"]["leading"] is True
 
 
+def test_what_was_learned_before_the_lease_was_lost_is_learned_again_where_the_state_lacks_it(url: str) -> None:
+    """Another led in between and saved a state without it: rewards of before, and those that had not been written yet."""
+    source = world()
+    with open_router(url, guard=False) as first, open_router(url, guard=False) as second:
+        for router in (first, second):
+            router.engine.store.watch(None)  # type: ignore[union-attr]
+        serve(first, source, 10)
+        first.flush()
+        journal_of(first).save()
+        poll(second)
+        decisions = [first.route(source.draw()[0]) for _ in range(20)]
+        writer: Any = journal_of(first).writer
+        with writer._turn(None):  # as if the disk were slow
+            assert all(first.feedback(d.id, 1.0) for d in decisions)
+            cut_lease(first)
+            journal_of(second).poll()
+            journal_of(second).store.put_state("default", *stored_state(second))
+            cut_lease(second)
+            journal_of(first).poll()
+            assert journal_of(first).leading
+            assert choices(first) == 10
+        poll(first)
+        assert choices(first) == 30
+        assert first.feedback(decisions[0].id, 0.0)  # another reward of one that was learned is a revision
+        assert choices(first) == 30
+        assert first.stats()["revised"] == 1
+
+
+def stored_state(router: Router) -> tuple[bytes, int]:
+    kept = journal_of(router).store.get_state("default")
+    assert kept is not None
+    return kept
+
+
+def choices(router: Router) -> int:
+    """Rewards that are in what this router has, whoever learned them."""
+    return int(router.engine.state()["policy.arm_calibration"][:, 2].sum())
+
+
 def test_memory_follows_who_leads(url: str) -> None:
     with open_router(url) as first, open_router(url) as second:
         dim = first.engine.config.hidden_dim

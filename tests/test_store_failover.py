@@ -202,7 +202,8 @@ def check_rewards(fleet: Fleet) -> None:
     assert len(kept) == count
     assert fleet.done.items() <= kept.items()
     with open_router(fleet.place.where, guard=False) as router:
-        assert learned(router) == count
+        had = learned(router)
+    assert had == count, f"{had} rewards learned of {count}"
 
 
 def learned(router: Router) -> int:

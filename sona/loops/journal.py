@@ -191,6 +191,7 @@ class Journal:
         self._own_ids: Counter[int] = Counter()  # decisions of own rewards above it, also those not yet in the store
         self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
         self._before = 0  # own rewards up to this ordinal were learned by a learner that has been replaced since, if at all
+        self._learned = False  # whether the learner has had rewards since it was restored
         self._capture: _Capture | None = None
         self._save_at = save_every
         self.replayed = self.restores = 0
@@ -266,6 +267,7 @@ class Journal:
                 policy.count_unknown()
                 return False
             if learned:
+                self._learned = True
                 if not self._learner.learn(id, reward, source):
                     return False
                 self._own_ids[id] += 1
@@ -479,6 +481,9 @@ class Journal:
                 blob, applied, arrays, included = kept
                 self._learner.restore(arrays)
                 self.restores += 1
+                if self._learned and self._learner.policy is not None:  # what it remembers as rewarded may not be in this state
+                    self._learner.policy.forget_decisions()
+                self._learned = False
                 self._epoch += 1
                 self._capture = None
                 self._restored = zlib.crc32(blob)
@@ -593,6 +598,7 @@ class Journal:
             return
         policy = self._learner.policy
         if policy is not None and (policy.knows(row.id) or self._brought_back(policy, row.id, number, kept)):
+            self._learned = True
             self._learner.learn(row.id, row.reward, row.source)
             self.replayed += 1
         elif self.late is not None and self.late(number, row):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sona._arrays import Floats, coerce
 from sona.errors import SonaValueError
-from sona.store.arguments import check_count
+from sona.store.arguments import check_count, check_name
 from sona.store.namespace import Namespace
 from sona.store.rows import Blob
 
@@ -60,6 +60,12 @@ class Vectors(Namespace):
             best += [(-float(s), id) for s, id in zip(similar, ids, strict=True) if np.isfinite(s)]
             best = sorted(best)[:k]
         return [(id, -s) for s, id in best]
+
+    def index_vectors(self, name: str, dim: int) -> bool:
+        """False: `nearest` compares all vectors of a file."""
+        check_name("state name", name)
+        check_count("dim", dim)
+        return False
 
     def _candidates(self, name: str, query: Floats, k: int) -> Iterator[Some]:
         """Vectors of the query's length among which are the k nearest."""

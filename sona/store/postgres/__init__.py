@@ -19,7 +19,7 @@ import numpy as np
 from sona._arrays import Floats
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
 from sona.store import namespace as parts
-from sona.store.arguments import check_bounds, check_count, check_milliseconds, check_name
+from sona.store.arguments import check_bounds, check_milliseconds, check_name
 from sona.store.bounds import Bounds
 from sona.store.integrity import Integrity
 from sona.store.outcomes import LeaseLost, UnknownOutcome
@@ -295,8 +295,7 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
         bool
             False where there is no pgvector, or dim is beyond the 2000 that it indexes: all vectors are compared then.
         """
-        check_name("state name", name)
-        check_count("dim", dim)
+        super().index_vectors(name, dim)  # checks them
         if not self.pgvector or not 0 < dim <= MAX_INDEXED:
             return False
         index = f"vectors_near_{tables.key_of('near', str(self._ns), name, str(dim)) & 0xFFFFFFFFFFFFFFFF:016x}"

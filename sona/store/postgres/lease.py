@@ -165,7 +165,8 @@ class Lease:
         if watcher is None:
             return
         self._stop = True
-        os.write(self._wake[1], b"x")
+        with suppress(BrokenPipeError):  # it has ended by itself: the store was closed
+            os.write(self._wake[1], b"x")
         if watcher is not threading.current_thread():
             watcher.join(STOP_SECONDS)
         os.close(self._wake[1])
