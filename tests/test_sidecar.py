@@ -548,6 +548,7 @@ with open(sys.argv[3], "w") as told:
 
 def kill_producers(place: Place, start_python: Callable[..., Any], kills: int, seed: int) -> None:
     when = random.Random(seed)
+    producer_of(place).close()  # of its capacity, whoever of them comes first
     sidecar = place.start("--save", "0.05")
     committed: list[int] = []
     for n in range(kills):
