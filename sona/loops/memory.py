@@ -17,6 +17,7 @@ from sona.loops.episodes import Episodes
 from sona.loops.journal import MEMORY, POLL_SECONDS, Keeper, decode_state, encode_state, log
 from sona.memory import Dream, EdgeKind, GraphChange, MemoryGraph, NodeKind, Propagation, Recalled
 from sona.store import DecisionRow, Store
+from sona.store.outcomes import LeaseLost
 from sona.trajectory import decode
 
 FORMAT = 1
@@ -338,6 +339,8 @@ class Memory:
             try:
                 if not self._closed:
                     self.save()
+            except LeaseLost as error:  # whoever leads now keeps a memory of its own
+                log.warning("memory: %s", error)
             finally:
                 self._closed = True
 
