@@ -182,19 +182,22 @@ void sona_adapter_forward_batch(sona_reader *reader, sona_tier tier, const float
 
 /* ---- writer ---- */
 
-static bool is_pinned(const sona_adapter *a, const block *b) {
-  for (size_t i = 0; i < SONA_MAX_READERS; i++)
-    if (atomic_load_explicit(&a->readers[i].held, memory_order_seq_cst) == b) return true; /* pairs with pin */
+static bool is_among(const block *const kept[SONA_MAX_READERS + 1], const block *b) {
+  for (size_t i = 0; i <= SONA_MAX_READERS; i++)
+    if (kept[i] == b) return true;
   return false;
 }
 
-/* A block of at least `capacity` rows that no reader can see, NULL when out of memory. */
+/* A block of at least `capacity` rows that no reader can see, NULL when out of memory.  Each hazard is loaded once: a reader that moves on
+ * meanwhile counts for one block, so one of BLOCKS is always free.  It can only move to the current block. */
 static block *spare_block(sona_adapter *a, size_t capacity) {
-  const block *current = own_block(a);
+  const block *kept[SONA_MAX_READERS + 1]; /* pinned or current */
+  for (size_t i = 0; i < SONA_MAX_READERS; i++) kept[i] = atomic_load_explicit(&a->readers[i].held, memory_order_seq_cst); /* with pin */
+  kept[SONA_MAX_READERS] = own_block(a);
   size_t slot = BLOCKS;
   for (size_t i = 0; i < BLOCKS; i++) {
     block *b = a->blocks[i];
-    if (b && (b == current || is_pinned(a, b))) continue;
+    if (b && is_among(kept, b)) continue;
     if (b && b->capacity >= capacity) return b;
     if (slot == BLOCKS || (b && !a->blocks[slot])) slot = i; /* reuse a slot whose block is too small before an empty one */
   }
