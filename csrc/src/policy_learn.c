@@ -102,6 +102,7 @@ static void refresh_anchor(sona_policy *p) {
 sona_status sona_policy_learn(sona_policy *p, const float *x, const int32_t *candidates, size_t count, const sona_decision *d, float reward,
                               float weight, sona_outcome *outcome, sona_step *step) {
   if (!isfinite(reward)) return SONA_ENONFINITE;
+  if (!(weight > 0 && weight <= 1)) return SONA_EINVAL; /* before it shrinks to an off-policy one */
   if (!sona_policy_alive(p, d->arm) || !sona_policy_known_at(p, d->arm, d->version)) return SONA_EINVAL;
   view v;
   sona_status status = rescore(p, x, candidates, count, d, &v);
@@ -213,6 +214,7 @@ sona_status sona_policy_revise(sona_policy *p, const float *x, const int32_t *ca
 sona_status sona_policy_rehearse(sona_policy *p, sona_instant *step, const float *x, const int32_t *candidates, size_t count,
                                  const sona_decision *d, float reward, float weight) {
   if (!isfinite(reward)) return SONA_ENONFINITE;
+  if (!(weight > 0 && weight <= 1)) return SONA_EINVAL;
   if (!sona_policy_alive(p, d->arm) || !sona_policy_known_at(p, d->arm, d->version)) return SONA_EINVAL;
   sona_policy *const partner = p->partner;
   p->partner = NULL;

@@ -246,6 +246,8 @@ SONA_TARGET_END
 size_t sona_truncate(const sona_kernels *k, const sona_lora *w, size_t rank, size_t rank_max, double max_discard, double *scratch,
                      float *down, float *up, float *offset, double *discarded) {
   const size_t n = w->rank, ld = w->ld;
+  *discarded = 0;
+  if (!n) return 0; /* nor was there a need for scratch */
 #if SONA_BUILD_AVX2
   const int avx2 = strcmp(k->isa, "avx2") == 0; /* a table of that name exists where dispatch.c says that it can run */
   const size_t kept = (avx2 ? decompose_avx2 : decompose_portable)(w, rank, rank_max, max_discard, scratch, discarded);

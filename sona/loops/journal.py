@@ -107,7 +107,7 @@ def decode_state(blob: bytes) -> tuple[Arrays, dict[str, Any]]:
         length = int.from_bytes(blob[:8], "little")
         meta = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["sona"])
         return load(blob), meta
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SonaCorruptError(f"state: expected what sona wrote, got: {error}") from error
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +40,13 @@ def read_npz(path: str | os.PathLike[str], bad: BadLines) -> Labelled:
             if missing:
                 raise SonaValueError(f"{os.fspath(path)}: expected arrays X and y, got {', '.join(sorted(members)) or 'none'}")
             x, y = (_read_member(archive, members[name], name) for name in ("X", "y"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to where the archive points
+            raise
+        raise SonaValueError(f"{os.fspath(path)} is not a sound .npz file: {error}") from None
+    except (SonaValueError, MemoryError):
+        raise
+    except Exception as error:  # zipfile and numpy raise whatever they stumble over: struct.error, UnicodeDecodeError, RuntimeError, ...
         raise SonaValueError(f"{os.fspath(path)} is not a sound .npz file: {error}") from None
     if x.ndim != 2 or y.shape != x.shape[:1] or 0 in x.shape:
         raise SonaValueError(f"expected X of shape (n, d) and y of shape (n,), got {x.shape} and {y.shape}")

@@ -287,6 +287,8 @@ def _check_layout(where: str, manifest: Mapping[str, Any]) -> tuple[str, int]:
             raise ValueError(f"data {name!r:.100} of {size!r:.40} bytes for {total} bytes of arrays")
         if type(manifest["meta"]) is not dict:
             raise ValueError("meta is not an object")
+        if type(manifest["data"]["sha256"]) is not str:
+            raise ValueError("the checksum of the data is not a text")
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SonaCorruptError(f"{where}: the manifest is impossible: {exc!r:.300}") from exc
     return name, size

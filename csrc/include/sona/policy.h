@@ -145,7 +145,7 @@ SONA_API sona_status sona_policy_expect(sona_policy *policy, const float *x, con
                                         const sona_decision *decision, float *expected);
 
 /* The first reward of a decision; weight in (0, 1] scales the step and what the guard makes of it.  SONA_EINVAL when its arm is gone or
- * nothing else was alive then. */
+ * nothing else was alive then, and for a reward or a weight out of range. */
 SONA_API sona_status sona_policy_learn(sona_policy *policy, const float *x, const int32_t *candidates, size_t count,
                                        const sona_decision *decision, float reward, float weight, sona_outcome *outcome, sona_step *step);
 
