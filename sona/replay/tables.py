@@ -94,6 +94,8 @@ def _class_names(y: npt.NDArray[np.generic]) -> list[str]:
     if y.dtype.kind == "f":
         if not np.array_equal(y, np.round(y.astype(np.float64))):
             raise SonaValueError("expected y as class labels (whole numbers or strings), got fractions")
+        if not (np.abs(y) < 2**53).all():
+            raise SonaValueError("expected y as class labels below 2^53, got larger numbers")
         y = y.astype(np.int64)
     if y.dtype.kind == "S":
         y = np.char.decode(y.astype(np.bytes_), "utf-8", "replace")
