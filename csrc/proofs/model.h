@@ -19,9 +19,11 @@ void model_before(void);
 void model_thread(unsigned thread);
 void model_after(void);
 
-/* Orders that need not be found necessary, as the report names them ("acquire load in pin"), NULL at the end.  Each has a reason beside it.
+/* Orders of which one need not be found necessary, as the report names them ("acquire load in look"), NULL at the end.  Each has a reason
+ * beside it.
  */
 extern const char *const model_unneeded[];
+extern const int model_weakens; /* 0: the orders are shown to be needed by another scenario */
 
 /* One of 0 to count - 1, another one in each run. */
 unsigned model_choose(unsigned count);
@@ -32,8 +34,9 @@ void model_yield(void);
 /* No thread stores to the atomics here, so loading them is nothing to interleave; a store is reported. */
 void model_quiet(const void *from, size_t size);
 
-/* Plain memory here is read and written without order by design (a sequence lock): each of its words counts as a relaxed atomic. */
-void model_racy(const void *from, size_t size);
+/* A process that may be killed: runs life() and returns 1 when it ended, 0 when it was cut off before one of its atomic operations, the
+ * first `operations` of them.  What it had stored stays. */
+int model_process(void (*life)(void), unsigned operations);
 
 void model_fail(const char *what, const char *file, int line);
 #define MODEL_CHECK(condition)                                    \

@@ -6,6 +6,7 @@
 
 const char *const model_name = "ring";
 const char *const model_unneeded[] = {NULL};
+const int model_weakens = 1;
 
 enum { RECORDS = 5 };
 
