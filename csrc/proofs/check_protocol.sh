@@ -25,7 +25,7 @@ for twin in AS_IT_IS $(sed -n 's/^ \*   -D\([A-Z_0-9]*\) .*/\1/p' "$model"); do
       echo "$name: $states states, nothing found"
     else
       echo "$name: $why"
-      ./pan -r 2> /dev/null | tail -40
+      spin -p -g -k "$name.pml.trail" "$model" 2> /dev/null | tail -40
       status=1
     fi
   elif [ "$errors" = 0 ]; then

@@ -16,7 +16,7 @@
 #define MOST 3 /* cells of a record without its header: half of the ring, less the header */
 #define SKIP 99
 #define START 250 /* six steps before the indices wrap */
-#define AT(index) ((index) % CELLS)
+#define AT(index) ((index) & (CELLS - 1))
 
 byte cell[CELLS];  /* a header's size, SKIP, or the number of the record */
 bool busy[CELLS];  /* ghost: holds what the consumer has not released */
