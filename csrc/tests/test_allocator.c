@@ -90,6 +90,124 @@ static sona_status a_policy_that_learns(void) {
   return status;
 }
 
+/* ---- an object that grows: what fails changes nothing, and what is tried again succeeds ---- */
+
+enum { MANY = 40 };
+static float wide[MANY * DIM];
+
+typedef struct grown {
+  sona_adapter *adapter;
+  sona_instant *instant, *other_instant;
+  sona_policy *policy, *other;
+  sona_adapter *other_adapter;
+} grown;
+
+static void destroy_grown(grown *g) {
+  sona_policy_destroy(g->policy);
+  sona_policy_destroy(g->other);
+  sona_instant_destroy(g->instant);
+  sona_instant_destroy(g->other_instant);
+  sona_adapter_destroy(g->adapter);
+  sona_adapter_destroy(g->other_adapter);
+}
+
+static void make_grown(grown *g) {
+  const sona_adapter_options a = {.dim = DIM, .rank = 2, .rank_max = 4, .micro = 2, .max_discard = 0.05, .scale = 1};
+  const sona_instant_options i = {.dim = DIM, .p0 = 0.2f, .constant = 0.3f, .precision_scale = 0.5f, .precondition = SONA_FULL};
+  const sona_policy_options p = {.dim = DIM, .tau = 0.1f, .off_policy_step = 0.3f, .anchor_every = 2, .guard = 1};
+  CHECK_EQ(sona_adapter_create(&a, &g->adapter), SONA_OK);
+  CHECK_EQ(sona_adapter_create(&a, &g->other_adapter), SONA_OK);
+  CHECK_EQ(sona_instant_create(&i, &g->instant), SONA_OK);
+  CHECK_EQ(sona_instant_create(&i, &g->other_instant), SONA_OK);
+  CHECK_EQ(sona_policy_create(&p, g->adapter, g->instant, &g->policy), SONA_OK);
+  CHECK_EQ(sona_policy_create(&p, g->other_adapter, g->other_instant, &g->other), SONA_OK);
+  for (int arm = 0; arm < 16; arm++) { /* as many as there is room for */
+    int32_t row;
+    CHECK_EQ(sona_policy_add_arm(g->policy, wide + arm * DIM, 0, &row), SONA_OK);
+  }
+  CHECK_EQ(sona_adapter_append(g->adapter, 1, wide, wide + DIM, 0.5f), SONA_OK);
+  const sona_lora w = sona_adapter_view(g->adapter);
+  for (int which = 0; which < 2; which++) CHECK_EQ(sona_policy_set_copy(g->policy, which, w.down, w.up, w.ld, w.offset, w.rank), SONA_OK);
+}
+
+/* What an object says of itself. */
+typedef struct looks {
+  sona_adapter_info adapter;
+  size_t rows, copies;
+  uint32_t version;
+  unsigned char bytes[2048];
+  size_t size;
+} looks;
+
+static looks look(const grown *g) {
+  looks l;
+  memset(&l, 0, sizeof l); /* also between the fields: all of it is compared */
+  l.adapter = sona_adapter_describe(g->adapter);
+  l.rows = sona_policy_rows(g->policy);
+  l.version = sona_policy_version(g->policy);
+  l.adapter.bytes = 0; /* a block that was had before the next allocation failed stays for later */
+  l.copies = sona_policy_copy(g->policy, 0).rank;
+  CHECK_EQ(sona_adapter_encode(g->adapter, l.bytes, sizeof l.bytes, &l.size), SONA_OK);
+  return l;
+}
+
+static sona_status assigns(grown *g) { return sona_adapter_assign(g->adapter, wide, wide, DIM, NULL, 3, MANY - 1); }
+static sona_status truncates(grown *g) { return sona_adapter_truncate(g->adapter); }
+static sona_status adds_an_arm(grown *g) {
+  int32_t row;
+  return sona_policy_add_arm(g->policy, wide + DIM, 0.1f, &row);
+}
+static sona_status routes(grown *g) {
+  float x[DIM] = {1}, probability[MANY];
+  sona_decision decision;
+  return sona_policy_route(g->policy, x, NULL, 0, probability, &decision);
+}
+static sona_status takes_arms(grown *g) {
+  const sona_status status = adds_an_arm(g); /* more than the other has room for */
+  return status ? status : sona_policy_take_arms(g->other, g->policy);
+}
+static sona_status copies(grown *g) { return sona_policy_set_copy(g->other, 0, wide, wide, DIM, wide, MANY); }
+static sona_status decodes(grown *g) {
+  unsigned char bytes[16 + 4 * MANY * (2 * DIM + 1)] = "sonafac1";
+  bytes[8] = MANY, bytes[12] = DIM;
+  return sona_adapter_decode(g->adapter, bytes, sizeof bytes);
+}
+
+static void test_growth_that_fails_changes_nothing(void) {
+  static const struct {
+    const char *name;
+    sona_status (*grow)(grown *);
+  } growths[] = {{"assign", assigns},       {"truncate", truncates}, {"add an arm", adds_an_arm}, {"route", routes},
+                 {"take arms", takes_arms}, {"set a copy", copies},  {"decode", decodes}};
+  for (int i = 0; i < MANY * DIM; i++) wide[i] = (float)(i % 7) / 7;
+  for (size_t k = 0; k < sizeof growths / sizeof *growths; k++) {
+    size_t refused = 0;
+    for (size_t n = 0;; n++) {
+      grown g = {0};
+      make_grown(&g);
+      const looks before = look(&g);
+      calls = 0;
+      failing = n;
+      const sona_status status = growths[k].grow(&g);
+      const int reached = calls > n;
+      failing = SIZE_MAX;
+      CHECK_EQ(status, reached ? SONA_ENOMEM : SONA_OK);
+      if (reached) {
+        const looks after = look(&g);
+        const int grew = growths[k].grow == takes_arms && after.rows > before.rows; /* its first half came through */
+        CHECK(grew || memcmp(&before, &after, sizeof before) == 0);
+        CHECK_EQ(growths[k].grow(&g), SONA_OK);
+        refused++;
+      }
+      destroy_grown(&g);
+      CHECK_EQ(bytes, 0);
+      if (!reached) break;
+    }
+    if (!refused) printf("%s: allocates nothing\n", growths[k].name);
+    CHECK(refused > 0);
+  }
+}
+
 static sona_status two_rings(void) {
   const sona_ring_options options = {.capacity = 256};
   sona_ring *ring = NULL, *fixed = NULL;
@@ -281,5 +399,6 @@ int main(void) {
   test_memory_is_aligned_whatever_the_allocator();
   test_every_byte_comes_back();
   test_what_fails_for_want_of_memory_keeps_none();
+  test_growth_that_fails_changes_nothing();
   return check_done("allocator");
 }
