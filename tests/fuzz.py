@@ -40,7 +40,25 @@ Target = Callable[[bytes], None]
 PACKAGE = str(Path(sona.__file__).parent)
 LONGEST = 1 << 16
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 16, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**64 - 1]
-WORDS = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"null", b"true", b"-1", b"0", b"1e400", b"1e39", b"NaN", b"9" * 5000, b"[" * 3000]
+WORDS = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"',
+    b",",
+    b":",
+    b"\n",
+    b"null",
+    b"true",
+    b"-1",
+    b"0",
+    b"1e400",
+    b"1e39",
+    b"NaN",
+    b"9" * 5000,
+    b"[" * 3000,
+]
 WORDS += [b'"x"', b'"arm"', b'"arms"', b'"reward"', b'"time"', b'"0001-01-01T00:00:00+14:00"', b'"9999-12-31T23:59:59-14:00"', b"\\ud800"]
 WORDS += [b'"propensity"', b'"candidates"', b"\xff", b"\x00", b"\xef\xbb\xbf", b"y,", b"__metadata__", b'"shape"', b'"data"', b'"bytes"']
 
@@ -69,7 +87,8 @@ def trajectory(data: bytes) -> None:
             continue
         assert measured == (len(found.query_embedding), len(found.steps))
         again = encode(found)
-        assert len(again) == len(record) and encode(decode(again)) == again
+        assert len(again) == len(record)
+        assert encode(decode(again)) == again
 
 
 def some_factors(rank: int, dim: int) -> bytes:
@@ -84,7 +103,8 @@ def factors(data: bytes) -> None:
 
 def state(data: bytes) -> None:
     arrays, meta = decode_state(data)
-    assert isinstance(arrays, dict) and decode_state(encode_state(arrays, meta))[1] == meta
+    assert isinstance(arrays, dict)
+    assert decode_state(encode_state(arrays, meta))[1] == meta
 
 
 class InFile:
@@ -140,7 +160,9 @@ def npz(**arrays: Any) -> bytes:
 
 def targets() -> dict[str, tuple[Target, list[bytes]]]:
     manifest = Manifest()
-    rows = [{"x": [0.5, 1], "arm": a, "reward": 1, "propensity": 0.5, "candidates": ["a", "b"], "time": "2024-01-01T00:00:00Z"} for a in "ab"]
+    rows = [
+        {"x": [0.5, 1], "arm": a, "reward": 1, "propensity": 0.5, "candidates": ["a", "b"], "time": "2024-01-01T00:00:00Z"} for a in "ab"
+    ]
     lines = "\n".join(map(json.dumps, [{"arms": {"a": [1, 0], "b": [0, 1]}}, *rows])).encode()
     x, y = np.arange(12.0).reshape(6, 2), np.array([0, 1] * 3)
     return {
@@ -150,8 +172,14 @@ def targets() -> dict[str, tuple[Target, list[bytes]]]:
         "manifest": (manifest, [manifest.seed]),
         "log": (InFile(logged, ".jsonl"), [lines, lines.split(b"\n", 1)[1]]),
         "arms": (InFile(read_arms, ".json"), [b'{"a": [1, 0], "b": [0, 1]}']),
-        "npz": (InFile(lambda path: read_npz(path, BadLines(path, skip=True)), ".npz"), [npz(X=x, y=y), npz(X=x, y=y.astype(str), z=x), npz(X=x, y=y * 1e300)]),
-        "csv": (InFile(lambda path: read_csv(path, BadLines(path, skip=True)), ".csv"), [b"u,v,y\n1,2,a\n3,4,b\n", b'"u",y\n"1",a\n2,"b"\n']),
+        "npz": (
+            InFile(lambda path: read_npz(path, BadLines(path, skip=True)), ".npz"),
+            [npz(X=x, y=y), npz(X=x, y=y.astype(str), z=x), npz(X=x, y=y * 1e300)],
+        ),
+        "csv": (
+            InFile(lambda path: read_csv(path, BadLines(path, skip=True)), ".csv"),
+            [b"u,v,y\n1,2,a\n3,4,b\n", b'"u",y\n"1",a\n2,"b"\n'],
+        ),
     }
 
 

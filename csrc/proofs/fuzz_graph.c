@@ -36,9 +36,9 @@ static void check_phi(const sona_phi *phi, size_t n) {
 
 static void run(input *in) {
   const size_t nodes = choose(in, NODES + 1), entries = choose(in, ENTRIES + 1);
-  int64_t start[NODES], stop[NODES];
-  int32_t column[ENTRIES];
-  float weight[ENTRIES];
+  int64_t start[NODES] = {0}, stop[NODES] = {0};
+  int32_t column[ENTRIES] = {0};
+  float weight[ENTRIES] = {0};
   int ordered = 1;
   for (size_t i = 0; i < nodes; i++) {
     start[i] = (int64_t)choose(in, ENTRIES + 3) - 1;

@@ -104,7 +104,7 @@ static float dot(const float *a, const float *b, size_t n) { return vf_first(dot
 /* Two rows at a time are faster while the matrix comes out of the second-level cache; a longer scan is faster as one stream. */
 static inline int pairs_pay(size_t rows, size_t n) { return rows * n <= CACHED; }
 
-static inline void scores(const float *a, size_t lda, const float *x, float *out, size_t rows, size_t n, int in_pairs) {
+static inline void scores(const float *a, size_t lda, const float *x, loose_float *out, size_t rows, size_t n, int in_pairs) {
   size_t i = 0;
   for (; in_pairs && i + 2 <= rows; i += 2) {
     vf s, t;
@@ -115,7 +115,7 @@ static inline void scores(const float *a, size_t lda, const float *x, float *out
   for (; i < rows; i++) out[i] = vf_first(dot_1(a + i * lda, x, n));
 }
 
-static void gemv(const float *a, size_t lda, const float *x, float *out, size_t rows, size_t n) {
+static void gemv(const float *a, size_t lda, const float *x, loose_float *out, size_t rows, size_t n) {
   scores(a, lda, x, out, rows, n, pairs_pay(rows, n));
 }
 
@@ -128,7 +128,7 @@ static void axpy(float alpha, const float *x, float *y, size_t n) {
 #undef STEP
 }
 
-static void ger(float alpha, const float *x, const float *y, float *m, size_t ldm, size_t rows, size_t n) {
+static void ger(float alpha, const loose_float *x, const float *y, float *m, size_t ldm, size_t rows, size_t n) {
   for (size_t i = 0; i < rows; i++) axpy(alpha * x[i], y, m + i * ldm, n);
 }
 
@@ -179,7 +179,7 @@ static inline void add_2(vf c, vf d, const float *a, const float *b, float *y, s
 #undef STEP
 }
 
-static inline void add_4(const float *coef, const float *a, size_t lda, float *y, size_t n) {
+static inline void add_4(const loose_float *coef, const float *a, size_t lda, float *y, size_t n) {
   const vf c0 = vf_set1(coef[0]), c1 = vf_set1(coef[1]), c2 = vf_set1(coef[2]), c3 = vf_set1(coef[3]);
   const float *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda;
 #define STEP(i, k)                                                                        \
@@ -191,7 +191,7 @@ static inline void add_4(const float *coef, const float *a, size_t lda, float *y
 #undef STEP
 }
 
-static void gemv_t(const float *a, size_t lda, const float *coef, float *y, size_t rows, size_t n) {
+static void gemv_t(const float *a, size_t lda, const loose_float *coef, float *y, size_t rows, size_t n) {
   for (; rows >= 4; rows -= 4, a += 4 * lda, coef += 4) add_4(coef, a, lda, y, n);
   if (rows >= 2) add_2(vf_set1(coef[0]), vf_set1(coef[1]), a, a + lda, y, n);
   if (rows % 2) add_1(vf_set1(coef[rows - 1]), a + (rows - 1) * lda, y, n);
@@ -201,7 +201,7 @@ static void gemv_t(const float *a, size_t lda, const float *coef, float *y, size
 
 /* scale * (sum + offset[r]), in every lane as sum is */
 static inline vf coefficient(const sona_lora *w, size_t r, vf sum) {
-  if (w->offset) sum = vf_add(sum, vf_set1(w->offset[r]));
+  if (w->offset) sum = vf_add(sum, vf_set1(((const loose_float *)w->offset)[r]));
   return vf_mul(sum, vf_set1(w->scale));
 }
 
@@ -211,7 +211,7 @@ __attribute__((noinline)) static void lora_many(const sona_lora *w, const float 
   for (size_t from = 0; from < w->rank; from += RANKS) {
     size_t ranks = w->rank - from < RANKS ? w->rank - from : RANKS;
     gemv(w->down + from * w->ld, w->ld, x, coef, ranks, w->dim);
-    for (size_t r = 0; r < ranks; r++) coef[r] = w->scale * (coef[r] + (w->offset ? w->offset[from + r] : 0.0f));
+    for (size_t r = 0; r < ranks; r++) coef[r] = w->scale * (coef[r] + (w->offset ? ((const loose_float *)w->offset)[from + r] : 0.0f));
     gemv_t(w->up + from * w->ld, w->ld, coef, y, ranks, w->dim);
   }
 }
@@ -229,7 +229,7 @@ static void lora_forward(const sona_lora *w, const float *x, float *y) {
   const size_t n = w->dim, ld = w->ld;
   if (w->rank == 1) {
     vf s = dot_1(w->down, x, n);
-    if (w->offset) s = vf_add(s, vf_set1(w->offset[0]));
+    if (w->offset) s = vf_add(s, vf_set1(((const loose_float *)w->offset)[0]));
     add_scaled(vf_set1(w->scale), s, w->up, y, n);
   } else if (w->rank == 2) {
     vf s, t;
@@ -400,7 +400,7 @@ static inline int worse(float score_a, size_t index_a, float score_b, size_t ind
 }
 
 /* Puts the pair at position `at`, whose place is free, or below it. */
-static void sift_down(float *score, size_t *index, size_t at, size_t count, float s, size_t row) {
+static void sift_down(loose_float *score, size_t *index, size_t at, size_t count, float s, size_t row) {
   for (size_t child; (child = 2 * at + 1) < count; at = child) {
     if (child + 1 < count && worse(score[child + 1], index[child + 1], score[child], index[child])) child++;
     if (!worse(score[child], index[child], s, row)) break;
@@ -411,7 +411,7 @@ static void sift_down(float *score, size_t *index, size_t at, size_t count, floa
   index[at] = row;
 }
 
-static void sift_up(float *score, size_t *index, size_t at, float s, size_t row) {
+static void sift_up(loose_float *score, size_t *index, size_t at, float s, size_t row) {
   for (size_t parent; at > 0; at = parent) {
     parent = (at - 1) / 2;
     if (!worse(s, row, score[parent], index[parent])) break;
@@ -428,7 +428,7 @@ static inline int any_above(const float *s, size_t n, float bar) {
   return any;
 }
 
-static size_t top_k(const float *a, size_t lda, const float *x, size_t rows, size_t n, size_t k, size_t *index, float *score) {
+static size_t top_k(const float *a, size_t lda, const float *x, size_t rows, size_t n, size_t k, size_t *index, loose_float *score) {
   enum { SOME = 256 };
   float some[SOME];
   const int in_pairs = pairs_pay(rows, n);

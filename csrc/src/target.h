@@ -30,6 +30,13 @@
 #define SONA_BUILD_NEON 0
 #endif
 
+/* A float at any address: the contract of the kernels.  Vector loads take any address anyway. */
+#ifdef __GNUC__
+typedef float loose_float __attribute__((aligned(1)));
+#else
+typedef float loose_float;
+#endif
+
 /* Each is defined in kernels_<isa>.c, and only where SONA_BUILD_<ISA> is 1. */
 extern const sona_kernels sona_kernels_scalar;
 extern const sona_kernels sona_kernels_avx2;

@@ -492,6 +492,46 @@ static void test_dispatch(void) {
   for (size_t i = 0; i < count; i++) CHECK(sona_kernels_get(sona_kernels_at(i)->isa) == sona_kernels_at(i));
 }
 
+/* Floats at an odd address: the same numbers come out. */
+static void test_any_address(const sona_kernels *k) {
+  enum { ROWS = 7, N = 21, ALL = ROWS * N };
+  unsigned char raw[4][4 * ALL + 1]; /* a, x, y, and what comes out */
+  float a[ALL], x[N], y[N], out[ALL], want[ALL];
+  float *const odd_a = (float *)(void *)(raw[0] + 1), *const odd_x = (float *)(void *)(raw[1] + 1);
+  float *const odd_y = (float *)(void *)(raw[2] + 1), *const odd_out = (float *)(void *)(raw[3] + 1);
+  for (int i = 0; i < ALL; i++) a[i] = (float)(i % 11) / 11 - 0.4f;
+  for (int i = 0; i < N; i++) x[i] = (float)(i % 5) / 5 - 0.3f, y[i] = (float)(i % 3);
+  memcpy(raw[0] + 1, a, sizeof a);
+  memcpy(raw[1] + 1, x, sizeof x);
+  CHECK(k->dot(odd_a, odd_x, N) == k->dot(a, x, N));
+#define SAME(call, odd_call, size)                       \
+  do {                                                   \
+    memset(want, 0, sizeof want);                        \
+    memset(raw[3], 0, sizeof raw[3]);                    \
+    memcpy(raw[2] + 1, y, sizeof y);                     \
+    call;                                                \
+    odd_call;                                            \
+    memcpy(out, raw[3] + 1, sizeof out);                 \
+    CHECK(memcmp(out, want, (size) * sizeof *out) == 0); \
+  } while (0)
+  SAME(k->axpy(0.5f, x, want, N), k->axpy(0.5f, odd_x, odd_out, N), N);
+  SAME(k->gemv(a, N, x, want, ROWS, N), k->gemv(odd_a, N, odd_x, odd_out, ROWS, N), ROWS);
+  SAME(k->gemv_t(a, N, x, want, ROWS, N), k->gemv_t(odd_a, N, odd_x, odd_out, ROWS, N), N);
+  SAME(k->ger(0.5f, x, y, want, N, ROWS, N), k->ger(0.5f, odd_x, odd_y, odd_out, N, ROWS, N), ALL);
+  SAME(k->fisher_update(want, x, 0.1f, N), k->fisher_update(odd_out, odd_x, 0.1f, N), N);
+  SAME(k->ewc_pull(want, y, x, a, 2, N), k->ewc_pull(odd_out, odd_y, odd_x, odd_a, 2, N), N);
+  SAME(k->ewc_scale(want, y, 2, N), k->ewc_scale(odd_out, odd_y, 2, N), N);
+  const sona_lora w = {.down = a, .up = a + 2 * N, .offset = x, .ld = N, .dim = N, .rank = 2, .scale = 2};
+  const sona_lora odd_w = {.down = odd_a, .up = odd_a + 2 * N, .offset = odd_x, .ld = N, .dim = N, .rank = 2, .scale = 2};
+  SAME(k->lora_forward(&w, x, want), k->lora_forward(&odd_w, odd_x, odd_out), N);
+  SAME(k->lora_forward_batch(&w, a, N, want, N, ROWS), k->lora_forward_batch(&odd_w, odd_a, N, odd_out, N, ROWS), ALL);
+  SAME(k->lora_gradient(&w, x, y, want, want + 3 * N), k->lora_gradient(&odd_w, odd_x, odd_y, odd_out, odd_out + 3 * N), ALL);
+  size_t index[3], odd_index[3];
+  SAME(CHECK_EQ(k->top_k(a, N, x, ROWS, N, 3, index, want), 3), CHECK_EQ(k->top_k(odd_a, N, odd_x, ROWS, N, 3, odd_index, odd_out), 3), 3);
+  CHECK(memcmp(index, odd_index, sizeof index) == 0);
+#undef SAME
+}
+
 int main(void) {
   map_slots();
   test_dispatch();
@@ -505,6 +545,7 @@ int main(void) {
     test_lora(k);
     test_top_k(k);
     test_long_scan(k);
+    test_any_address(k);
   }
   char name[64] = "kernels";
   for (size_t i = 0; (k = sona_kernels_at(i)) != NULL; i++) {
