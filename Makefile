@@ -12,7 +12,7 @@ JOBS ?= 2
 help:
 	@echo "make demo            install into .venv and stream real data through a Router"
 	@echo "make test            lint, types, C tests, Python tests with coverage"
-	@echo "make check-all       test, sanitizers, slow tests"
+	@echo "make check-all       test, sanitizers, slow tests, proofs, FUZZ_SECONDS=600 of fuzzing a target: hours"
 	@echo "make bench           kernels, ring, router: the table of the README"
 	@echo "make bench-learning  regret against frozen and swept peers"
 	@echo "make -C csrc install PREFIX=<directory>   libsona, the C library: docs/c.md"
@@ -54,8 +54,16 @@ test: lint
 	$(MAKE) -C csrc/tests check
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term-missing:skip-covered -m "not slow"
 
+FUZZ_SECONDS ?= 600
+
+# The slow tests run what else is in docs/proofs.md: models, other CPUs, valgrind, coverage of the C core.
 check-all: test
 	$(MAKE) -C csrc/tests asan tsan
+	$(MAKE) -C csrc/proofs fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
+	for target in trajectory factors state manifest log arms npz csv; do echo $$target; done \
+		| xargs -P 2 -I {} $(BIN)/python tests/fuzz.py {} --seconds $(FUZZ_SECONDS)
+	tests/sanitized.sh
+	SONA_ISA=scalar $(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
 
 bench: install

@@ -10,7 +10,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 status=0
 for twin in AS_IT_IS $(sed -n 's/^ \*   -D\([A-Z_0-9]*\) .*/\1/p' "$model"); do
-  spin "-D$twin" "$@" -a "$model" > log 2>&1 && gcc -O2 -w -DSAFETY -DCOLLAPSE -o pan pan.c > log 2>&1 && ./pan -m1000000 > log 2>&1 || {
+  spin "-D$twin" "$@" -a "$model" > log 2>&1 && gcc -O1 -w -DSAFETY -DCOLLAPSE -o pan pan.c > log 2>&1 && ./pan -m1000000 > log 2>&1 || {
     cat log
     exit 2
   }

@@ -36,7 +36,7 @@ cdef cnp.ndarray rows_of(const float *rows, size_t count, size_t ld, size_t dim)
     cdef cnp.ndarray result = np.empty((count, dim), dtype=np.float32)
     cdef float *to = <float *> cnp.PyArray_DATA(result)
     cdef size_t i
-    for i in range(count):
+    for i in range(count if dim else 0):  # of no numbers there may be no address either
         memcpy(to + i * dim, rows + i * ld, dim * sizeof(float))
     return result
 
