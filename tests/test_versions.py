@@ -119,6 +119,23 @@ def test_the_published_version_stays_beside_the_newest_twenty(path: Path, stored
         assert numbers == [1, *range(max(numbers) - KEPT + 1, max(numbers) + 1)]
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_oldest_version_can_be_served_although_what_it_replaces_becomes_one_more(path: Path, stored: bool) -> None:
+    with make_router(path if stored else None) as router:
+        engine = router.engine
+        for seed in range(KEPT + 5):
+            engine._service.versions.add(version(seed))
+        serve(router)
+        learned = served(router)
+        oldest = engine.versions()[0]
+        assert engine.rollback(oldest).published
+        assert served(router) == oldest.factors.to_bytes()
+        kept = engine.versions()
+        assert kept[0].id == oldest.id
+        assert kept[-1].factors.to_bytes() == learned
+        assert len(kept) == KEPT + 1
+
+
 def test_an_id_names_number_and_content() -> None:
     log = MemoryVersions()
     one, two = log.add(version(1)), log.add(version(2))

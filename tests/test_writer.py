@@ -554,7 +554,6 @@ def test_a_forked_child_is_passive_and_the_parent_writes_once(tmp_path, run_pyth
         rows.append(DecisionRow(1, 0.0, b"", 0, 1, None, 1.0, b""))
         writer._spool.extend([DecisionRow(2, 0.0, b"", 0, 1, None, 1.0, b"")], [], [])
         writer._flight.acquire()  # as if a group were under way
-        writer._wake._cond.acquire()  # and another thread just notified
         child = os.fork()
         if child == 0:
             writer.notify()
@@ -566,7 +565,6 @@ def test_a_forked_child_is_passive_and_the_parent_writes_once(tmp_path, run_pyth
                 writer.close()
                 sys.exit(0)
             sys.exit(1)
-        writer._wake._cond.release()
         writer._flight.release()
         assert os.waitpid(child, 0)[1] == 0
         writer.flush()

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from sona._arrays import Floats, output
+from sona._files import replace_file
 from sona.adapters._layers import forward_layers
 from sona.adapters._lora import Adapter
-from sona.errors import SonaCorruptError, SonaValueError
+from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 
 
 class BaseLoRA:
@@ -67,13 +68,25 @@ class BaseLoRA:
         return sum(layer.down.size + layer.up.size for layer in self.layers)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file with down and up of every layer."""
-        from safetensors.numpy import save_file
+        """
+        Write one safetensors file with down and up of every layer; durable on return, and the file before is there until then.
+
+        Raises
+        ------
+        SonaStoreError
+            The file cannot be written; the one before is intact.
+        """
+        from safetensors.numpy import save
 
         arrays: dict[str, Floats] = {}
         for index, layer in enumerate(self.layers):
             arrays |= {f"{index}.down": layer.down, f"{index}.up": layer.up, f"{index}.offset": layer.offset}
-        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path, {"hidden_dim": str(self.hidden_dim)})
+        content = save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"hidden_dim": str(self.hidden_dim)})
+        where = Path(path)
+        try:
+            replace_file(where, content)
+        except OSError as error:
+            raise SonaStoreError(f"{where}: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, isa: str | None = None) -> "BaseLoRA":

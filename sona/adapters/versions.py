@@ -62,8 +62,8 @@ class Version:
 class VersionLog(Protocol):
     """Where versions are kept."""
 
-    def add(self, version: Version) -> Version:
-        """Keep it; returned with its number."""
+    def add(self, version: Version, *, spare: int | None = None) -> Version:
+        """Keep it, and number `spare` as well, however old that is; returned with its number."""
 
     def all(self) -> list[Version]:
         """Those that are kept, oldest first."""
@@ -76,11 +76,11 @@ class MemoryVersions:
         self._kept: list[Version] = []
         self._next = 1
 
-    def add(self, version: Version) -> Version:
-        """Keep it; returned with its number."""
+    def add(self, version: Version, *, spare: int | None = None) -> Version:
+        """Keep it, and number `spare` as well, however old that is; returned with its number."""
         version = replace(version, number=self._next, published=False)
         self._next += 1
-        self._kept = [old for old in self._kept if old.published or old.number > version.number - KEPT]
+        self._kept = [old for old in self._kept if old.published or old.number > version.number - KEPT or old.number == spare]
         self._kept.append(version)
         return version
 
@@ -124,4 +124,5 @@ def keep_served(log: VersionLog, factors: Factors, successor: Version, now: floa
         return
     parent = next((version.number for version in kept if version.published), None)
     reason = f"served until {successor.id} took its place"
-    log.add(Version(name=successor.name, parent=parent, created=now, verdict="served", reason=reason, factors=factors))
+    served = Version(name=successor.name, parent=parent, created=now, verdict="served", reason=reason, factors=factors)
+    log.add(served, spare=successor.number)  # which may be the oldest

@@ -13,11 +13,14 @@ class StoredVersions:
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
 
-    def add(self, version: Version) -> Version:
-        """Keep it; durable on return, with its number. SonaStoreError when another process leads or the store cannot be written."""
+    def add(self, version: Version, *, spare: int | None = None) -> Version:
+        """
+        Keep it, and number `spare` as well; durable on return, with its number. SonaStoreError when another process leads or the store
+        cannot be written.
+        """
         about = json.dumps({"metrics": version.metrics, "window": version.window})
         row = VersionRow(version.parent, version.created, version.verdict, version.reason, about, version.factors.to_bytes())
-        return replace(version, number=self._store.put_version(self._name, row), published=False)
+        return replace(version, number=self._store.put_version(self._name, row, spare=spare), published=False)
 
     def all(self) -> list[Version]:
         """Those that are kept, oldest first. SonaCorruptError when one is damaged."""

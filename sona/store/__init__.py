@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from sona.store.open import open_store
 from sona.store.protocol import Store
 from sona.store.rows import DecisionRow, FeedbackRow, PruneReport, TrajectoryRow, VersionRow
-from sona.store.snapshot import load_snapshot, save_snapshot
+from sona.store.snapshot import check_snapshot, load_snapshot, save_snapshot
 from sona.store.sqlite import SqliteStore
 from sona.store.writer import GroupWriter
 
@@ -21,6 +21,7 @@ __all__ = [
     "Store",
     "TrajectoryRow",
     "VersionRow",
+    "check_snapshot",
     "load_snapshot",
     "open_store",
     "save_snapshot",

@@ -102,13 +102,17 @@ class Namespace:
         """
         with self._db.reading():  # one thread at a time
             if self._session is None:
-                with self._db.writing() as conn:
-                    conn.execute("UPDATE counters SET value = value + 1 WHERE name = 'session'")
-                    session: int = conn.execute("SELECT value FROM counters WHERE name = 'session'").fetchone()[0]
-                if session > MAX_ID >> SEQUENCE_BITS:
-                    raise SonaStoreError(f"{self.path}: all {MAX_ID >> SEQUENCE_BITS} sessions of this store are used up")
-                self._session = session
+                self._session = self.new_session()
             return self._session
+
+    def new_session(self) -> int:
+        """The same for another user of this object, who makes ids of its own; `session` stays as it is."""
+        with self._db.writing() as conn:
+            conn.execute("UPDATE counters SET value = value + 1 WHERE name = 'session'")
+            session: int = conn.execute("SELECT value FROM counters WHERE name = 'session'").fetchone()[0]
+        if session > MAX_ID >> SEQUENCE_BITS:
+            raise SonaStoreError(f"{self.path}: all {MAX_ID >> SEQUENCE_BITS} sessions of this store are used up")
+        return session
 
     def _leading(self, term: int | None) -> AbstractContextManager[Any]:
         """

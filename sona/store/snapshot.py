@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sona._files import TEMPORARY, replace_durably, sync
 from sona._version import __version__
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError, SonaWarning
 
@@ -36,7 +36,6 @@ MAX_DIMS = 8
 DTYPES = frozenset(("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"))
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 DATA_NAME = re.compile(r"state-[0-9a-f]{32}\.safetensors")
-TEMPORARY = ".tmp-"
 
 Array = npt.NDArray[Any]
 
@@ -89,9 +88,9 @@ def save_snapshot(
         _make_directory(where)
         with _locked_directory(where, fcntl.LOCK_EX) as directory:
             try:
-                _replace_durably(directory, data_name, encoded)
+                replace_durably(directory, data_name, encoded)
                 _keep_previous(directory, where)
-                _replace_durably(directory, MANIFEST, text)
+                replace_durably(directory, MANIFEST, text)
             finally:
                 _sweep(directory, where)  # also of what a killed writer left
     return digest
@@ -148,6 +147,41 @@ def load_snapshot(path: str | os.PathLike[str], *, fingerprint: str | None = Non
     if missing == 2:
         raise SonaStoreError(f"{where}: expected a snapshot, got a directory without {MANIFEST}")
     raise SonaCorruptError(f"{where}: no sound snapshot: {'; '.join(damage)}")
+
+
+def check_snapshot(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Look at every snapshot of a directory, the newest first, without going back: what each says of itself, and what is wrong with it.
+
+    Returns
+    -------
+    list of dict
+        ``manifest`` (file name) and ``fault`` (None where all is sound); of those that can be read also ``bytes`` of the data, ``arrays``
+        (how many), ``fingerprint``, ``library``. The one before the newest is left out where there is none.
+
+    Raises
+    ------
+    SonaStoreError
+        There is no snapshot, or it cannot be read.
+    """
+    where = _directory_path(path)
+    found: list[dict[str, Any]] = []
+    with _as_store_error(where), _locked_directory(where, fcntl.LOCK_SH) as directory:
+        for name in (MANIFEST, PREVIOUS):
+            about: dict[str, Any] = {"manifest": name, "fault": None}
+            try:
+                manifest = _read_manifest(directory, where, name)
+                about |= {"fingerprint": manifest.get("fingerprint"), "library": manifest.get("library")}
+                arrays = _read_arrays(directory, where, manifest)
+                about |= {"bytes": manifest["data"]["bytes"], "arrays": len(arrays)}
+            except (SonaCorruptError, SonaVersionError) as exc:
+                about["fault"] = str(exc)
+            except FileNotFoundError:
+                about["fault"] = f"{where}: {name} is missing"
+            found.append(about)
+    missing = [about["fault"] == f"{where}: {about['manifest']} is missing" for about in found]
+    if all(missing):
+        raise SonaStoreError(f"{where}: expected a snapshot, got a directory without {MANIFEST}")
+    return found[:1] if missing[1] else found
 
 
 # -- what may be kept ----------------------------------------------------------------------------------------------
@@ -326,7 +360,7 @@ def _make_directory(where: str) -> None:
         return  # opening it fails when it is a file
     parent = os.open(os.path.dirname(where), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _sync(parent)
+        sync(parent)
     finally:
         os.close(parent)
 
@@ -351,29 +385,6 @@ def _locked_directory(where: str, lock: int) -> Iterator[int]:
         os.close(directory)
 
 
-def _sync(fd: int) -> None:
-    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's cache
-    if full is not None:
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(fd, full)
-            return
-    os.fsync(fd)
-
-
-def _replace_durably(directory: int, name: str, content: bytes) -> None:
-    temporary = f"{TEMPORARY}{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
-    try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(fd, left) :]
-        _sync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    _sync(directory)
-
-
 def _keep_previous(directory: int, where: str) -> None:
     """Let the newest snapshot be the fall-back of the one to come, unless it is damaged: then the older fall-back is better."""
     try:
@@ -383,7 +394,7 @@ def _keep_previous(directory: int, where: str) -> None:
         return
     except SonaVersionError:
         pass  # a newer format is not ours to judge
-    _replace_durably(directory, PREVIOUS, _read_regular(directory, where, MANIFEST, MAX_MANIFEST_BYTES))
+    replace_durably(directory, PREVIOUS, _read_regular(directory, where, MANIFEST, MAX_MANIFEST_BYTES))
 
 
 def _sweep(directory: int, where: str) -> None:

@@ -169,10 +169,10 @@ class States(Namespace):
 
     # -- versions --------------------------------------------------------------------------------------------------
 
-    def put_version(self, name: str, row: VersionRow) -> int:
+    def put_version(self, name: str, row: VersionRow, *, spare: int | None = None) -> int:
         """Keep a version; durable on return. Returns its number, from 1 on, which no other version of that name has or had.
 
-        The newest 20 and the published one are kept, older ones are deleted. Takes the learning lease when it is free.
+        The newest 20, the published one and number `spare` are kept, older ones are deleted. Takes the learning lease when it is free.
 
         Raises
         ------
@@ -191,7 +191,8 @@ class States(Namespace):
                 (self._ns, version_digest(*content), *content),
             )
             conn.execute(
-                "DELETE FROM versions WHERE ns = ? AND name = ? AND number <= ? AND NOT published", (self._ns, name, number - VERSIONS_KEPT)
+                "DELETE FROM versions WHERE ns = ? AND name = ? AND number <= ? AND NOT published AND number <> ?",
+                (self._ns, name, number - VERSIONS_KEPT, -1 if spare is None else spare),
             )
             self._changed(conn)
         return number

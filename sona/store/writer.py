@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from sona._locks import Signal, shielded
 from sona.errors import SonaClosedError, SonaStoreError, SonaValueError
 from sona.store.outcomes import UnknownOutcome
 from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
@@ -121,8 +122,8 @@ class GroupWriter:
         self._flight = threading.RLock()
         self._in_flight = False
         self._notified = False
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
+        self._wake = Signal()
+        self._stopping = Signal()
         self._thread: threading.Thread | None = None
         _open.add(self)
         if start:
@@ -157,12 +158,15 @@ class GroupWriter:
 
     def step(self) -> int:
         """Drain and write one group, unless a failed one waits to be tried again; rows written. Never raises for the store."""
+        written, error = shielded(self._step)
+        self._report(error)
+        return written
+
+    def _step(self) -> tuple[int, Exception | None]:
         with self._turn(None):
             before = self.written
             error = self._advance(force=False)
-            written = self.written - before
-        self._report(error)
-        return written
+        return self.written - before, error
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything recorded before the call is durable.
@@ -179,14 +183,17 @@ class GroupWriter:
         SonaClosedError
             The writer is closed.
         """
-        with self._turn(timeout):
-            error = self._advance(force=True)
-            error = error or self._drain_error
-            lost, self._lost, self._drain_error = self._lost, 0, None
+        error, lost = shielded(lambda: self._flush(timeout))
         if error is not None:
             raise SonaStoreError(f"flush failed, {self.spooled} rows wait to be written: {error}") from error
         if lost:
             raise SonaStoreError(f"flush wrote what was left, but {lost} rows were dropped since the last flush")
+
+    def _flush(self, timeout: float | None) -> tuple[Exception | None, int]:
+        with self._turn(timeout):
+            error = self._advance(force=True) or self._drain_error
+            lost, self._lost, self._drain_error = self._lost, 0, None
+        return error, lost
 
     def close(self, timeout: float | None = EXIT_TIMEOUT) -> None:
         """Write what is left and end the thread; a second call does nothing.
@@ -196,6 +203,9 @@ class GroupWriter:
         SonaStoreError
             The last rows could not be written within `timeout` seconds; they are counted as dropped.
         """
+        shielded(lambda: self._close(timeout))
+
+    def _close(self, timeout: float | None) -> None:
         if self.closed:
             return
         self._stopping.set()
@@ -226,20 +236,27 @@ class GroupWriter:
     def _turn(self, timeout: float | None) -> Iterator[None]:
         if timeout is not None and not timeout >= 0:
             raise SonaValueError(f"expected timeout to be None or at least 0, got {timeout!r}")
-        if not self._flight.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
+        if timeout is None:
+            with self._flight:  # as a call of acquire, Ctrl-C could come after it and before the block that releases
+                yield from self._alone()
+            return
+        if not self._flight.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
             raise SonaStoreError(f"another thread was still writing a group after {timeout} s")
         try:
-            if self._in_flight:
-                raise _Reentered("called while the same thread writes a group (from a signal handler or from drain)")
-            if self._closed_because is not None:
-                raise SonaClosedError(f"the writer {self._closed_because}")
-            self._in_flight = True
-            try:
-                yield
-            finally:
-                self._in_flight = False
+            yield from self._alone()
         finally:
             self._flight.release()
+
+    def _alone(self) -> Iterator[None]:
+        if self._in_flight:
+            raise _Reentered("called while the same thread writes a group (from a signal handler or from drain)")
+        if self._closed_because is not None:
+            raise SonaClosedError(f"the writer {self._closed_because}")
+        self._in_flight = True
+        try:
+            yield
+        finally:
+            self._in_flight = False
 
     def _advance(self, *, force: bool) -> Exception | None:
         error: Exception | None = None

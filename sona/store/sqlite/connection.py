@@ -42,6 +42,7 @@ class Connection:
         self.lock = threading.RLock()
         self._conn: sqlite3.Connection | None = None
         self._closed_because = "was not opened"
+        self._writing: object = None  # whose transaction is under way
         with _opening, self.lock, self._translated():
             _all.add(self)
             conn = sqlite3.connect(self.path, timeout=busy_timeout_ms / 1000, isolation_level=None, check_same_thread=False)
@@ -75,8 +76,11 @@ class Connection:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction, durable when the block ends; nothing of it when the block or the commit raises."""
         with self.reading() as conn:
-            conn.execute("BEGIN IMMEDIATE")
+            self._writing = mine = object()
             try:
+                if conn.in_transaction:  # Ctrl-C came between a call before and its block
+                    conn.execute("ROLLBACK")
+                conn.execute("BEGIN IMMEDIATE")
                 version = conn.execute("PRAGMA user_version").fetchone()[0]
                 expected = schema.current_version()
                 if version != expected:  # a newer sona has migrated the file since this one opened it
@@ -85,7 +89,7 @@ class Connection:
                 conn.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
-                    if conn.in_transaction:
+                    if self._writing is mine and conn.in_transaction:
                         conn.execute("ROLLBACK")
                 raise
 
@@ -116,6 +120,8 @@ class Connection:
             yield
         except sqlite3.Error as exc:
             raise self._error(exc) from exc
+        except UnicodeDecodeError as exc:  # damaged text, or an error message that quotes it
+            raise SonaCorruptError(f"{self.path}: expected a sound SQLite database, got text that is not UTF-8") from exc
 
     def _error(self, exc: sqlite3.Error) -> SonaError:
         code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
