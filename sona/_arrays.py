@@ -30,6 +30,8 @@ def coerce(value: Any, shape: tuple[int | None, ...], name: str) -> Floats:
     SonaValueError
         For another shape, an empty array, NaN or infinity, or a float64 beyond the range of float32.
     """
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray and np.ma.is_masked(value):  # numpy would use what is under the mask
+        raise SonaTypeError(f"{name}: expected an array without masked elements, got {type(value).__name__}")
     try:
         array = np.asarray(value)
     except ValueError as error:

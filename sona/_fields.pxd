@@ -1,3 +1,5 @@
+cpdef object number(value, str name)
+cpdef object whole(value, str name)
 cpdef object finite(value, str name)
 cdef object natural(value, int bits, str name)
 cdef bint is_empty(weights) except -1

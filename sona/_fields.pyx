@@ -6,7 +6,39 @@ from libc.float cimport FLT_MAX
 
 from sona._vector cimport frozen
 
+from operator import index
+
+import numpy as np
+
 from sona.errors import SonaTypeError, SonaValueError
+
+
+cpdef object number(value, str name):
+    """
+    A real number as a float, infinity where it is beyond float64.
+
+    Of numpy's scalars text and dates are none, though they would become one, nor are complex numbers, which would lose a part.
+    """
+    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind not in "fiub":
+        raise SonaTypeError(f"{name}: expected a number, got {value.dtype}")
+    try:
+        return float(value.__float__())
+    except (AttributeError, TypeError):
+        raise SonaTypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    except OverflowError:
+        return float("inf")
+    except ValueError:  # a signalling NaN of decimal
+        return float("nan")
+
+
+cpdef object whole(value, str name):
+    """An int of any size; a bool is none."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return index(value)
+    except TypeError:
+        raise SonaTypeError(f"{name}: expected an int, got {type(value).__name__}") from None
 
 
 cpdef object finite(value, str name):
@@ -22,12 +54,7 @@ cpdef object finite(value, str name):
     """
     if PyFloat_CheckExact(value) and -FLT_MAX <= PyFloat_AS_DOUBLE(value) <= FLT_MAX:  # the usual case, several times a step
         return value
-    try:
-        result = float(value.__float__())
-    except (AttributeError, TypeError):
-        raise SonaTypeError(f"{name}: expected a number, got {type(value).__name__}") from None
-    except OverflowError:
-        result = float("inf")
+    result = number(value, name)
     if not -FLT_MAX <= result <= FLT_MAX:
         raise SonaValueError(f"{name}: expected a finite number up to 3.4e38, got {result}")
     return result
@@ -35,10 +62,7 @@ cpdef object finite(value, str name):
 
 cdef object natural(value, int bits, str name):
     """An int in [0, 2**bits)."""
-    try:
-        result = value if type(value) is int else value.__index__()
-    except AttributeError:
-        raise SonaTypeError(f"{name}: expected an int, got {type(value).__name__}") from None
+    result = value if type(value) is int else whole(value, name)
     if not 0 <= result or result >> bits:
         raise SonaValueError(f"{name}: expected an int in [0, 2**{bits}), got {result}")
     return int(result)

@@ -86,6 +86,11 @@ cdef inline Py_ssize_t length(object a, int axis) noexcept:
     return cnp.PyArray_DIM(a, axis)
 
 
+def _kernels_like(isa):
+    """Of a copy: the same table, or the best one where it was pickled on another machine."""
+    return Kernels(isa if isa in isas() else None)
+
+
 cdef class Kernels:
     """
     One kernel table; every method is one call of sona/kernels.h.
@@ -116,6 +121,9 @@ cdef class Kernels:
     @property
     def isa(self):
         return self.table.isa.decode()
+
+    def __reduce__(self):
+        return _kernels_like, (self.isa,)
 
     def dot(self, a, b):
         """<a, b> for a, b (n,)."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
+from sona._fields import number
 from sona.errors import SonaTypeError, SonaValueError
 
 Precondition = Literal["auto", "identity", "full"]
@@ -70,15 +71,22 @@ class SonaConfig:
             raise SonaValueError(
                 f"base_lora_rank_max: expected at least base_lora_rank={self.base_lora_rank}, got {self.base_lora_rank_max}"
             )
-        if not 0 <= self.max_discard < 1:
+        if not 0 <= number(self.max_discard, "max_discard") < 1:
             raise SonaValueError(f"max_discard: expected a number in [0, 1), got {self.max_discard!r}")
-        if self.p0 is not None and not 0 < self.p0 < math.inf:
+        if self.p0 is not None and not 0 < number(self.p0, "p0") < math.inf:
             raise SonaValueError(f"p0: expected a positive finite number, got {self.p0!r}")
-        if not 0 <= self.bias_input < math.inf:
+        if not 0 <= number(self.bias_input, "bias_input") < math.inf:
             raise SonaValueError(f"bias_input: expected a finite number of at least 0, got {self.bias_input!r}")
         if self.precondition not in ("auto", "identity", "full"):
             raise SonaValueError(f"precondition: expected 'auto', 'identity' or 'full', got {self.precondition!r}")
-        low, high = self.reward_range
+        try:
+            ends = [number(end, "reward_range") for end in self.reward_range]
+        except TypeError:
+            raise SonaTypeError(f"reward_range: expected two numbers, got {self.reward_range!r}") from None
+        if len(ends) != 2:
+            raise SonaValueError(f"reward_range: expected two numbers, got {self.reward_range!r}")
+        low, high = ends
+        object.__setattr__(self, "reward_range", (low, high))
         if not (math.isfinite(high - low) and low < high):  # the difference is finite only where both are
             raise SonaValueError(f"reward_range: expected two finite numbers, the first smaller, got {self.reward_range!r}")
 
@@ -96,12 +104,7 @@ class SonaConfig:
         low, high = self.reward_range
         if type(reward) is float and low <= reward <= high:
             return (reward - low) / (high - low)
-        try:
-            value = reward if type(reward) is float else float(reward.__float__())  # float() alone would read text
-        except (AttributeError, TypeError):
-            raise SonaTypeError(f"reward: expected a number, got {type(reward).__name__}") from None
-        except OverflowError:
-            value = math.inf
+        value = number(reward, "reward")
         if not math.isfinite(value):
             raise SonaValueError(f"reward: expected a finite number, got {value}")
         if not low <= value <= high:

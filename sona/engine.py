@@ -9,11 +9,11 @@ from typing import Any, NoReturn, Self
 import numpy.typing as npt
 
 from sona._arrays import Floats, coerce, copied
-from sona._fields import finite
+from sona._fields import finite, whole
 from sona._vector import checked
 from sona.adapters import Adapter, MemoryVersions, Version
 from sona.config import SonaConfig
-from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
+from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.loops.background import BackgroundLoop, BackgroundLoopConfig, BackgroundResult
 from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult, TaskMemory
@@ -111,7 +111,7 @@ class SonaEngine:
         self._unsaved = False  # trajectories have taught something since the state was last written
         self._owns_store = isinstance(store, str | os.PathLike)
         self.store: AnyStore | None = open_store(store) if isinstance(store, str | os.PathLike) else store
-        self.session = self.store.session if self.store is not None else 0
+        self.session = 0 if self.store is None else self.store.session if self._owns_store else self.store.new_session()
         self._next_id = self.session << 40 | _TRAJECTORY_IDS
         self.policy: Policy | None = None
         self.drift: Drift | None = None
@@ -122,7 +122,7 @@ class SonaEngine:
                 self.policy = self._learners.policy = policy(self)
                 self.drift = self._learners.drift = Drift(self.policy) if drift else None
             if self.store is not None:
-                self.journal = Journal(self.store, self._learners, name=name, fingerprint=model_fingerprint)
+                self.journal = Journal(self.store, self._learners, name=name, fingerprint=model_fingerprint, session=self.session)
                 if self.policy is not None:
                     self.journal.arms_changed()
             self.ended = Ended(self.loop_a, self._learners.taught, self.journal, most=c.trajectory_capacity, most_bytes=c.trajectory_bytes)
@@ -146,10 +146,12 @@ class SonaEngine:
             if self.journal is None:
                 versions = MemoryVersions()
                 self._rewards: MemoryRewards | StoredRewards = MemoryRewards(self._learners, versions, self.loop_b, self._memory)
+                self._mutex = self._rewards.mutex
             else:
                 versions = StoredVersions(self.journal.store, name)
+                self._mutex = self.journal.mutex
                 self._rewards = StoredRewards(self._learners, self.journal, self.loop_b, self._memory)
-            self._service = Service(name, self._learners, versions, self.journal, self.loop_b)
+            self._service = Service(name, self._learners, versions, self.journal, self.loop_b, self._mutex)
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
@@ -206,9 +208,9 @@ class SonaEngine:
     def _layer(self, layer: int) -> Adapter:
         if self._closed:
             raise SonaClosedError("the engine is closed")
-        if not 0 <= layer < len(self.adapters):
+        if not 0 <= (number := layer if type(layer) is int else whole(layer, "layer")) < len(self.adapters):
             raise SonaValueError(f"layer: expected 0 to {len(self.adapters) - 1}, got {layer}")
-        return self.adapters[layer]
+        return self.adapters[number]
 
     # ---- outcomes ----
 
@@ -256,7 +258,7 @@ class SonaEngine:
         unit = None if reward is None else self._unit(reward)
         if expected is not None and not 0 <= finite(expected, "expected") <= 1:
             raise SonaValueError(f"expected: expected a number in [0, 1], got {expected}")
-        self._builder(tid).add_step(activations, attention_weights, unit, expected=expected, layer=layer, x=x)
+        self._builder(whole(tid, "trajectory")).add_step(activations, attention_weights, unit, expected=expected, layer=layer, x=x)
 
     def _builder(self, tid: int) -> TrajectoryBuilder:
         builder = self._open.get(tid)
@@ -282,6 +284,9 @@ class SonaEngine:
         quality, in the declared range, is the reward of every step that has none of its own; steps still without one wait for `feedback`.
         """
         self._layer(0)
+        tid = whole(tid, "trajectory")
+        if self.journal is not None:
+            self.journal.check_open()
         builder = self._builder(tid)
         unit = None if quality is None else self._unit(quality)
         record = builder.end(unit, default_reward=unit)
@@ -325,6 +330,8 @@ class SonaEngine:
             One of another width, with a layer that is not here, or with numbers that are not finite or outside their range.
         """
         self._layer(0)
+        if self.journal is not None:
+            self.journal.check_open()
         tid, record, unit = self.admit(data, id)
         if tid in self._open or self.ended.known(tid):
             return False
@@ -355,7 +362,9 @@ class SonaEngine:
             It is in the store if anywhere, and that cannot be read.
         """
         self._layer(0)
-        unit = self._unit(reward)
+        tid, unit = whole(tid, "trajectory"), self._unit(reward)
+        if self.journal is not None:
+            self.journal.check_open()
         if tid in self._open:
             raise SonaValueError(f"feedback: expected an ended trajectory, got id {tid}, which is still open")
         self.ended.seek(tid)
@@ -610,6 +619,8 @@ class SonaEngine:
         written here when there is any.
         """
         self._layer(0)
+        if self.journal is not None:
+            self.journal.check_open()
         self.loop_a.flush_updates()
         if self.journal is None:
             return
@@ -647,12 +658,15 @@ class SonaEngine:
     # ---- state ----
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything learned, as named arrays."""
-        return {key: value for key, value in self._learners.state().items() if not key.startswith("taught.")}  # ids of this store
+        """Everything learned, as named arrays; of one moment, also while other threads give rewards to a router."""
+        with self._mutex:
+            arrays = self._learners.state()
+        return {key: value for key, value in arrays.items() if not key.startswith("taught.")}  # ids of this store
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what `state` returned, for the same config; nothing changes when it does not fit."""
-        self._learners.restore(arrays)
+        with self._mutex:
+            self._learners.restore(arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config and everything learned to a snapshot directory; the one before is kept beside it."""
@@ -670,10 +684,16 @@ class SonaEngine:
             The files are damaged, of a newer format, or of another model than `model_fingerprint`.
         """
         arrays, meta = load_snapshot(path, fingerprint=model_fingerprint)
-        values = dict(meta["config"])
-        values["reward_range"] = tuple(values["reward_range"])
-        engine = cls(SonaConfig(**values), store=store, name=meta["name"], model_fingerprint=model_fingerprint)
-        engine.restore(arrays)
+        try:
+            config, name = SonaConfig(**meta["config"]), str(meta["name"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SonaVersionError(f"{os.fspath(path)}: expected the snapshot of an engine of this version, got: {error}") from error
+        engine = cls(config, store=store, name=name, model_fingerprint=model_fingerprint)
+        try:
+            engine.restore(arrays)
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     # ---- end ----

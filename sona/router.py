@@ -3,7 +3,6 @@
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from operator import index
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sona._arrays import Floats, coerce
+from sona._fields import finite, whole
 from sona.config import Precondition, SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
@@ -24,6 +24,7 @@ from sona.loops.learner import new_adapter, partner_of
 from sona.loops.limits import SourceLimits, SourceReport
 from sona.loops.retrieval import Retrieval
 from sona.loops.ruling import at_least
+from sona.store.rows import MAX_ID
 
 Arm = Hashable
 Explore = Literal["greedy", "thompson", "softmax"]
@@ -166,7 +167,8 @@ class Router:
     ) -> None:
         vectors = arm_vectors(arms, dim, seed)
         refuse_same_text(vectors)
-        costs = dict(cost or {})
+        costs = {arm: finite(price, f"cost of arm {arm!r}") for arm, price in (cost or {}).items()}
+        tau = finite(tau, "tau")
         unknown = [arm for arm in costs if arm not in vectors]
         if unknown:
             raise SonaValueError(f"cost: expected names of arms, got {unknown}")
@@ -248,7 +250,8 @@ class Router:
 
     def add_arm(self, name: Arm, vector: Any, cost: float = 0.0) -> None:
         """Open another arm while serving; it starts with what the correction already says about its vector."""
-        self._check_open()
+        self._check_recording()
+        cost = finite(cost, f"cost of arm {name!r}")
         prepared = self._prepared(name, coerce(vector, (self.engine.config.hidden_dim,), f"arm {name!r}"))
         refuse_identical({**dict(zip(self.arms, self._policy.vectors(), strict=True)), name: prepared})
         if name not in self.arms:
@@ -262,7 +265,7 @@ class Router:
 
     def remove_arm(self, name: Arm) -> None:
         """Close an arm while serving; feedback for its earlier decisions is answered with False."""
-        self._check_open()
+        self._check_recording()
         if len(self.arms) == 1:
             raise SonaValueError(f"arm {name!r}: expected at least one arm to stay")
         row = self._policy.row(name)
@@ -299,7 +302,7 @@ class Router:
         if self._retrieval is None:
             decisions: list[Decision] = self._policy.route_batch(x)
         else:
-            decisions = [self._retrieval.route(row) for row in coerce(x, (None, self.engine.config.hidden_dim), "x")]
+            decisions = self._retrieval.route_batch(x)
         if self._journal is not None:
             self._journal.notify()
         return decisions
@@ -330,6 +333,8 @@ class Router:
         bias; their sum is the score, a cosine similarity where arms are normalised. cost is in units of reward and no part of the score.
         """
         self._check_open()
+        if not isinstance(decision, Decision):
+            raise SonaTypeError(f"decision: expected what route returned, got {type(decision).__name__}")
         parts: dict[Any, dict[str, float]] = self._policy.explain_decision(decision.id)
         return parts
 
@@ -363,7 +368,7 @@ class Router:
             With sync=True: the store could not be written; the reward is learned and will be tried again.
         """
         self._check_open()
-        unit = self.engine._unit(reward)
+        id, unit = whole(id, "id"), self.engine._unit(reward)
         accepted = self._learn(id, unit, source)
         self.engine._rewarded()
         if sync and accepted and self._journal is not None:
@@ -371,29 +376,26 @@ class Router:
         return accepted
 
     def _learn(self, id: int, unit: float, source: str | None) -> bool:
-        id = index(id)
         accepted = self._accept(id, unit, source)
         if accepted and self._retrieval is not None and self.engine.enabled and self.engine.sources.counts(source):
             self._retrieval.learned(id, unit)
         return accepted
 
     def _accept(self, id: int, unit: float, source: str | None) -> bool:
-        try:
+        if 0 <= id <= MAX_ID:
             if self._journal is not None:
                 return self._journal.feedback(id, unit, source, learn=self.engine.enabled)
             if self.engine.enabled:
                 return self.engine.learn(id, unit, source)
             if self._policy.knows(id):
                 return True
-        except OverflowError:  # no id of 64 bits
-            pass
         self._policy.count_unknown()
         return False
 
     def feedback_batch(self, ids: Iterable[int], rewards: Iterable[float], *, sync: bool = False, source: str | None = None) -> int:
         """Rewards of several decisions, in order; returns how many ids were known. A bad reward raises before any is learned."""
         self._check_open()
-        ids, rewards = [index(id) for id in ids], list(rewards)
+        ids, rewards = [whole(id, "id") for id in ids], list(rewards)
         if len(ids) != len(rewards):
             raise SonaValueError(f"feedback_batch: expected as many rewards as ids, got {len(rewards)} and {len(ids)}")
         units = [self.engine._unit(reward) for reward in rewards]
@@ -412,7 +414,7 @@ class Router:
         Each row is a LoggedDecision or (x, arm, reward). A step is a full one where the router would have made the same choice and a
         smaller one elsewhere. With a store, the learned state is durable on return; the rows themselves are not kept.
         """
-        self._check_open()
+        self._check_recording()
         count = 0
         for row in rows:
             logged = row if isinstance(row, LoggedDecision) else LoggedDecision(x=row[0], arm=row[1], reward=row[2])
@@ -496,6 +498,11 @@ class Router:
     def _check_open(self) -> None:
         if self.engine._closed:
             raise SonaClosedError("the router is closed")
+
+    def _check_recording(self) -> None:
+        self._check_open()
+        if self._journal is not None:
+            self._journal.check_open()
 
     def __enter__(self) -> Self:
         return self

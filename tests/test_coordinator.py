@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from reference import Clusters
 
@@ -224,3 +225,33 @@ def test_an_engine_alone_is_coordinated_from_its_own_thread() -> None:
 def test_a_bad_interval_is_refused(interval: float) -> None:
     with pytest.raises(SonaValueError, match="interval"):
         LoopCoordinator(Learner(), interval=interval)
+
+
+def test_a_failed_deep_cycle_is_tried_again_soon_and_then_ever_more_rarely() -> None:
+    """Not a whole interval later, and not at every tick either; a cycle that ends starts the waits anew."""
+
+    def fail() -> DeepResult:
+        raise SonaStoreError("the disk is full")
+
+    clock, learner = Clock(), Learner(1e9)
+    learner.engine.loop_c.config.deep_interval = 7 * 86400.0
+    coordinator = LoopCoordinator(learner, clock=clock)
+    works, tries = learner.deep_learn, []
+    learner.deep_learn = lambda: (tries.append(clock.now), fail())[1]  # type: ignore[method-assign]
+    start = clock.now + 700
+    for clock.now in np.arange(start, start + 30_000, 10.0).tolist():
+        coordinator.run_due()
+    assert np.diff(tries).tolist() == [60, 120, 240, 480, 960, 1920, *[3600] * 7]
+    assert coordinator.failures == len(tries)
+    learner.deep_learn = works  # type: ignore[method-assign]
+    clock.now = tries[-1] + 3600
+    assert coordinator.run_due() is not None
+    ended = clock.now
+    for clock.now in (ended + 3600, ended + 7 * 86400 - 1):
+        assert coordinator.run_due() is None
+    learner.deep_learn = fail  # type: ignore[method-assign]
+    clock.now += 1
+    assert coordinator.run_due() is None
+    learner.deep_learn = works  # type: ignore[method-assign]
+    clock.now += 60
+    assert coordinator.run_due() is not None

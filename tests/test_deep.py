@@ -740,3 +740,24 @@ def test_what_a_memory_became_is_drawn_from_no_cycle_on(tmp_path: Path) -> None:
         draw_quality(engine.memory.history, tmp_path / f"{number}.png")
         engine.deep_learn()
     assert all((tmp_path / f"{number}.png").stat().st_size > 1000 for number in range(3))
+
+
+def test_a_full_cycle_has_room_for_every_pair_that_its_requests_activate() -> None:
+    """A thousand requests of five memories each, no pair of which comes twice: ten edges from each."""
+    groups, dim = 1000, 64
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((groups, dim))
+    engine = SonaEngine(SonaConfig(hidden_dim=dim), deep=DeepLoopConfig(dreams_per_cycle=0, proposals=0, edge_update_scale=0.5))
+    graph = engine.memory.graph
+    near = np.repeat(directions, 5, axis=0) + 0.01 * rng.standard_normal((5 * groups, dim))
+    for first in range(0, len(near), 500):
+        graph.add_many(near[first : first + 500], kind=NodeKind.MEMORY, link=0, data=list(range(first, first + 500)))
+    for x in directions:
+        tid = engine.begin_trajectory(x)
+        engine.add_step(tid, activations=x)
+        engine.end_trajectory(tid, 1.0)
+    engine.deep_learn()
+    u, v, weight = graph.edges(EdgeKind.COACTIVATION)
+    assert len(u) == 10 * groups
+    assert (u // 5 == v // 5).all()
+    assert (weight > 0).all()

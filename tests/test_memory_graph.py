@@ -578,17 +578,14 @@ def test_edge_weights_bring_to_the_graph_what_their_signals_said() -> None:
     assert len(edges) == edges.commit(graph) == 0
 
 
-def test_edge_weights_are_bounded_and_decay() -> None:
+def test_edge_weights_are_bounded_and_the_smallest_gains_go() -> None:
     edges = EdgeWeights(capacity=10)
     for i in range(100):
         edges.update_from_signal([0, 1], quality=1.0, scale=1.0)
         edges.update_from_signal([i, i + 1, i + 2], quality=0.1)
         assert len(edges) <= 10
     assert edges.gain(0, 1) == 1.0
-    edges.decay(0.25)
-    assert edges.gain(0, 1) == 0.75
-    edges.decay(1.0)
-    assert len(edges) == 0
+    edges = EdgeWeights()
     edges.update_from_signal([1, 2], quality=0.0)
     edges.update_from_signal([1, 1], quality=1.0)
     assert len(edges) == 0

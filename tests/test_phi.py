@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 import sona
 from sona.errors import SonaTypeError, SonaValueError
+from sona.memory.csr import Csr
 from sona.memory.phi import METHODS, Phi, phi, phi_of_subgraphs
 
 F64 = npt.NDArray[np.float64]
@@ -546,3 +549,39 @@ def test_parts_of_arrays_of_any_layout_and_type(rng: np.random.Generator) -> Non
         for w in (weight, weight.astype(">f8"), weight.astype(np.longdouble), shifted):
             found = phi_of_subgraphs(change(start), change(stop), change(column), w, [change(np.arange(20)), change(np.array([7, 3]))])
             np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+def test_a_signal_ends_a_search_in_many_parts() -> None:
+    """Ctrl-C is heard between parts, and the call ends."""
+    rng = np.random.default_rng(0)
+    n, parts = 64, 400
+    w = rng.random((n, n))
+    csr = Csr.of(w + w.T)
+    nodes = np.tile(np.arange(n), (parts, 1))
+    begun = time.perf_counter()
+    phi_of_subgraphs(csr.start, csr.stop, csr.column, csr.weight, nodes[:40])
+    whole, before = (time.perf_counter() - begun) * parts / 40, signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, whole / 20)
+        begun = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            phi_of_subgraphs(csr.start, csr.stop, csr.column, csr.weight, nodes)
+        assert time.perf_counter() - begun < whole / 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_parts_beyond_those_of_one_piece_have_their_own_phi_and_their_own_refusal() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.random((40, 40))
+    csr = Csr.of(w + w.T)
+    nodes = np.stack([rng.permutation(40)[:5] for _ in range(50)])
+    found = phi_of_subgraphs(csr.start, csr.stop, csr.column, csr.weight, nodes)
+    one_by_one = [phi_of_subgraphs(csr.start, csr.stop, csr.column, csr.weight, row[None])[0] for row in nodes]
+    assert found.tolist() == one_by_one
+    assert len(set(one_by_one)) > 40
+    nodes[37, 0] = 40
+    with pytest.raises(SonaValueError, match=r"nodes\[37\].*below 40, got 40"):
+        phi_of_subgraphs(csr.start, csr.stop, csr.column, csr.weight, nodes)

@@ -17,7 +17,7 @@ def forward_layers(tuple layers not None, x, out):
     Anything else that numpy can read as numbers is accepted as x and copied.
     """
     cdef Py_ssize_t count = len(layers), dim = (<Adapter?> layers[0]).dim, i
-    if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 2) and cnp.PyArray_DIM(x, 0) == count and cnp.PyArray_DIM(x, 1) == dim):
+    if not (cnp.PyArray_CheckExact(x) and sona_is_input(x, 2) and cnp.PyArray_DIM(x, 0) == count and cnp.PyArray_DIM(x, 1) == dim):
         x = coerce(x, (count, dim), "x")
     if not (isinstance(out, cnp.ndarray) and sona_is_output(out, 2) and cnp.PyArray_DIM(out, 0) == count
             and cnp.PyArray_DIM(out, 1) == dim):

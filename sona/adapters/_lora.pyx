@@ -52,7 +52,7 @@ cdef inline int add(Adapter self, object x, object out, sona_tier tier) except -
 
 
 cdef int add_anything(Adapter self, object x, object out, sona_tier tier) except -1:
-    if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
+    if not (cnp.PyArray_CheckExact(x) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
         x = coerce(x, (self.dim,), "x")
     out = output(out, (self.dim,), "out")
     cdef const float *a = <const float *> cnp.PyArray_DATA(x)
@@ -165,7 +165,7 @@ cdef class Adapter:
 
     def forward_batch(self, x, out, tier="both"):
         """out += delta of each row; x and out are (n, dim) float32. Releases the GIL."""
-        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 2) and cnp.PyArray_DIM(x, 0) > 0 and cnp.PyArray_DIM(x, 1) == self.dim):
+        if not (cnp.PyArray_CheckExact(x) and sona_is_input(x, 2) and cnp.PyArray_DIM(x, 0) > 0 and cnp.PyArray_DIM(x, 1) == self.dim):
             x = coerce(x, (None, self.dim), "x")
         cdef Py_ssize_t rows = cnp.PyArray_DIM(x, 0)
         out = output(out, (rows, self.dim), "out")

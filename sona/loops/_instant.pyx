@@ -108,9 +108,9 @@ cdef class Instant:
         cdef float probability = NAN if expected is None else <float> expected
         if adapter.dim != self.dim:
             raise SonaValueError(f"adapter: expected dim {self.dim}, got {adapter.dim}")
-        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
+        if not (cnp.PyArray_CheckExact(x) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
             x = coerce(x, (self.dim,), "x")
-        if not (isinstance(v, cnp.ndarray) and sona_is_input(v, 1) and cnp.PyArray_DIM(v, 0) == self.dim):
+        if not (cnp.PyArray_CheckExact(v) and sona_is_input(v, 1) and cnp.PyArray_DIM(v, 0) == self.dim):
             v = coerce(v, (self.dim,), "v")
         if expected is not None and probability != probability:
             raise SonaValueError("expected: expected a number in [0, 1], got NaN")

@@ -18,6 +18,7 @@ import json
 import numpy as np
 
 from sona._arrays import coerce
+from sona._fields import whole
 from sona.errors import SonaTypeError, SonaValueError
 
 cnp.import_array()
@@ -91,19 +92,20 @@ cdef class Policy:
 
     def __cinit__(self, Adapter adapter not None, Instant instant not None, *, double tau=0.1, explore="greedy", bint guard=True,
                   double thompson_scale=0.1, double off_policy_step=0.3, Py_ssize_t anchor_every=500, double odds=2,
-                  Py_ssize_t pending=8192, Py_ssize_t log_bytes=0, seed=0, first_id=1):
+                  pending=8192, Py_ssize_t log_bytes=0, seed=0, first_id=1):
         cdef sona_policy_options options
         cdef sona_ring_options ring
         if explore not in _EXPLORE:
             raise SonaValueError(f"explore: expected one of {', '.join(_EXPLORE)}, got {explore!r}")
-        if pending < 1 or log_bytes < 0 or anchor_every < 0:
-            raise SonaValueError(f"policy: expected pending >= 1, log_bytes and anchor_every >= 0, got {pending}, {log_bytes}, "
+        pending, seed = whole(pending, "pending"), whole(seed, "seed")
+        if not 1 <= pending <= 1 << 62 or log_bytes < 0 or anchor_every < 0:
+            raise SonaValueError(f"policy: expected pending in [1, 2**62], log_bytes and anchor_every >= 0, got {pending}, {log_bytes}, "
                                  f"{anchor_every}")
         if instant.dim != adapter.dim:
             raise SonaValueError(f"instant: expected dim {adapter.dim}, got {instant.dim}")
         self.adapter, self.instant, self.dim, self.kernels = adapter, instant, adapter.dim, adapter.kernels
         options.dim, options.tau, options.thompson_scale, options.off_policy_step = adapter.dim, tau, thompson_scale, off_policy_step
-        options.anchor_every, options.seed = anchor_every, <uint64_t> (int(seed) & 0xFFFFFFFFFFFFFFFF)
+        options.anchor_every, options.seed = anchor_every, <uint64_t> (seed & 0xFFFFFFFFFFFFFFFF)
         options.explore, options.guard, options.odds, options.kernels = _EXPLORE[explore], guard, odds, adapter.kernels
         check(sona_policy_create(&options, adapter.handle, instant.handle, &self.handle),
               f"policy with tau={tau}, thompson_scale={thompson_scale}, off_policy_step={off_policy_step}, odds={odds}")
@@ -209,7 +211,7 @@ cdef class Policy:
 
     cdef const float *_unit(self, object x) except NULL:
         """x / |x| in the policy's own buffer; the zero vector stays zero."""
-        if not (isinstance(x, cnp.ndarray) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
+        if not (cnp.PyArray_CheckExact(x) and sona_is_input(x, 1) and cnp.PyArray_DIM(x, 0) == self.dim):
             try:
                 x = coerce(x, (self.dim,), "x")
             except (SonaValueError, SonaTypeError):
@@ -319,7 +321,11 @@ cdef class Policy:
 
     def route_batch(self, x):
         """One Decision per row of x (n, dim): the same as n calls of `route`."""
-        x = coerce(x, (None, self.dim), "x")
+        try:
+            x = coerce(x, (None, self.dim), "x")
+        except (SonaValueError, SonaTypeError):
+            self.rejected += 1
+            raise
         return [self._route(self._unit(row), None, None, NULL) for row in x]
 
     def predict(self, x, model="current", candidates=None):
@@ -478,6 +484,10 @@ cdef class Policy:
     def count_unknown(self):
         """Feedback for a decision that nobody remembers."""
         self.unknown += 1
+
+    def count_rejected(self):
+        """A request that cannot be answered."""
+        self.rejected += 1
 
     def knows(self, uint64_t id):
         """Whether the decision is still remembered."""

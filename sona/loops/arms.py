@@ -29,7 +29,8 @@ def arm_vectors(arms: Any, dim: int | None, seed: int) -> dict[Any, Floats]:
     if isinstance(arms, Mapping):
         if not arms:
             raise SonaValueError("arms: expected at least one arm, got none")
-        width = len(np.atleast_1d(np.asarray(next(iter(arms.values()))))) if dim is None else dim
+        first, vector = next(iter(arms.items()))
+        width = len(coerce(vector, (None,), f"arm {first!r}")) if dim is None else dim
         return {name: coerce(vector, (width,), f"arm {name!r}") for name, vector in arms.items()}
     if isinstance(arms, np.ndarray) and arms.ndim == 2 and arms.dtype.kind in "fiu":
         return dict(enumerate(coerce(arms, (None, dim), "arms")))

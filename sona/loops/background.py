@@ -1,6 +1,5 @@
 """Loop B: patterns, a candidate by replay, and what the gate says about it."""
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -11,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from sona._locks import lock
 from sona.adapters import Factors, Version
 from sona.errors import SonaValueError
 from sona.loops._policy import Policy
@@ -190,7 +190,7 @@ class BackgroundLoop:
         self.patterns = RequestPatterns(bank, policy, journal)
         self._policy, self._max_discard = policy, max_discard
         self._drift, self._alarms = drift, 0 if drift is None else drift.alarms
-        self._running = threading.Lock()
+        self._running = lock()
         self._cycles = 0
         self._counted = 0  # ids below it do not count as new any more
         self._marks: deque[Mark] = deque(maxlen=MARKS)

@@ -1,18 +1,28 @@
 """Runs the loops in time: from a thread of its own, or whenever it is asked."""
 
+import atexit
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from sona._locks import Signal, lock
 from sona.errors import SonaClosedError, SonaTypeError
 from sona.loops.background import BackgroundResult
 from sona.loops.deep import DeepResult
 from sona.loops.ruling import between
 
+RETRY = (60.0, 3600.0)  # s after the first failure of a cycle in a row, doubled after each further one up to the second number
+
+EXIT_TIMEOUT = 10.0  # s that the end of the interpreter waits for a cycle under way
+
 log = logging.getLogger("sona")
+
+_all: "weakref.WeakSet[LoopCoordinator]" = weakref.WeakSet()
 
 
 class LoopCoordinator:
@@ -41,8 +51,9 @@ class LoopCoordinator:
 
     Notes
     -----
-    A cycle or a callback that fails is tried again when the next one is due. No lock is held during a callback: it may call `stop`.
-    The thread ends by itself when the learner is closed, and never keeps the interpreter from exiting.
+    A cycle that fails is tried again after a minute, then after two, four and so on, up to an hour or its interval if that is shorter; a
+    callback that fails is not called again for its result. No lock is held during a callback: it may call `stop`.
+    The thread ends by itself when the learner is closed. At the end of the interpreter a cycle under way has ten seconds to end.
     """
 
     def __init__(
@@ -63,14 +74,20 @@ class LoopCoordinator:
         self._next_cycle = clock() + self._between_cycles
         self._between_deep: float = engine.loop_c.config.deep_interval
         self._next_deep = clock() + engine.loop_c.due_in()
-        self._busy = threading.Lock()
-        self._stopped = threading.Event()
+        self._failed = {"background cycle": 0, "deep cycle": 0}  # in a row
+        self._busy = lock()
+        self._stopped = Signal()
         self._thread: threading.Thread | None = None
         self.cycles = self.deep_cycles = 0
         self.failures = 0
         self.last_result: BackgroundResult | None = None
         self.last_deep_result: DeepResult | None = None
         self.last_error: str | None = None
+        _all.add(self)
+
+    def _after_fork(self) -> None:
+        """Runs in a forked child, where the thread does not exist."""
+        self._stopped, self._thread = Signal(), None
 
     def run_due(self) -> BackgroundResult | DeepResult | None:
         """
@@ -99,18 +116,29 @@ class LoopCoordinator:
         if now >= self._next_cycle:
             self._next_cycle = now + self._between_cycles
             result: BackgroundResult | None = self._guarded("background cycle", self._learner.background_learn)
-            if result is not None:
-                self.cycles += 1
-                self.last_result = result
+            if result is None:
+                self._next_cycle = self._retry_at("background cycle", self._between_cycles)
+                return None
+            self._failed["background cycle"] = 0
+            self.cycles += 1
+            self.last_result = result
             return result
         if now >= self._next_deep:
             self._next_deep = now + self._between_deep
             deep: DeepResult | None = self._guarded("deep cycle", self._learner.deep_learn)
-            if deep is not None:
-                self.deep_cycles += 1
-                self.last_deep_result = deep
+            if deep is None:
+                self._next_deep = self._retry_at("deep cycle", self._between_deep)
+                return None
+            self._failed["deep cycle"] = 0
+            self.deep_cycles += 1
+            self.last_deep_result = deep
             return deep
         return None
+
+    def _retry_at(self, what: str, between: float) -> float:
+        wait = min(RETRY[0] * 2.0 ** min(self._failed[what], 60), RETRY[1], between)
+        self._failed[what] += 1
+        return self._clock() + wait
 
     def _guarded(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -118,6 +146,8 @@ class LoopCoordinator:
         except SonaClosedError:
             raise
         except Exception as error:  # the caller's code, or a store that cannot be written: the next turn tries again
+            if not threading.main_thread().is_alive():  # the interpreter ends, and a cycle may need what is not to be had any more
+                return None
             self.failures += 1
             self.last_error = f"{what}: {type(error).__name__}: {error}"
             log.warning("%s", self.last_error, exc_info=True)
@@ -165,3 +195,23 @@ class LoopCoordinator:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+
+def _after_fork_in_child() -> None:
+    for coordinator in list(_all):
+        coordinator._after_fork()
+
+
+def _stop_all() -> None:
+    """At exit: a thread that is inside of compiled code when the interpreter goes would end the process with an error."""
+    give_up = time.monotonic() + EXIT_TIMEOUT
+    for coordinator in list(_all):
+        coordinator._stopped.set()
+    for coordinator in list(_all):
+        thread = coordinator._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(give_up - time.monotonic(), 0.0))
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_stop_all)

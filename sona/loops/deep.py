@@ -1,7 +1,6 @@
 """Loop C: once a week the memory takes in what has been learned, dreams, and keeps what is worth keeping."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from sona._arrays import Floats
+from sona._locks import lock
 from sona.errors import SonaValueError
 from sona.loops.episodes import Episodes
 from sona.loops.memory import Memory
@@ -37,6 +37,7 @@ from sona.memory.edges import ACTIVATED
 STAGES = ("patterns and decisions", "what was active together", "dreams", "proposed edges", "consolidation", "tasks", "store")
 LEAST_ACTIVATION = 0.1  # cosine of a node that a request activates: the roadmap's
 DREAMS = 500  # dreamed between two looks at the clock
+PAIRS = ACTIVATED * (ACTIVATED - 1) // 2  # of nodes that a request activates
 ROWS = 32  # requests compared with the memory at a time: 25 MB at 50,000 nodes
 
 
@@ -174,7 +175,7 @@ class DeepLoop:
     ) -> None:
         self.config, self.memory = config, memory
         self._patterns, self._episodes, self._clock = patterns, episodes, clock
-        self._running = threading.Lock()
+        self._running = lock()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -342,7 +343,7 @@ class _Cycle:
         x, reward = self._memory.activations()
         if not len(x):
             return
-        graph, edges = self._graph, EdgeWeights()
+        graph, edges = self._graph, EdgeWeights(max(len(x) * PAIRS, 2))
         found = activated(graph, x)
         for nodes, quality in zip(found, reward.tolist(), strict=True):
             edges.update_from_signal(nodes, quality, self._config.edge_update_scale)

@@ -1,7 +1,6 @@
 """Learning again without a source: nothing can be taken out of the weights, so they are made anew from what the others reported."""
 
 import math
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sona._locks import lock
 from sona.adapters import MemoryVersions
 from sona.errors import SonaStoreError
 from sona.loops._policy import Policy
@@ -185,13 +185,14 @@ class MemoryRewards:
         self._learners, self._versions, self._background, self._memory = learners, versions, background, memory
         capacity = None if learners.policy is None else learners.policy.capacity
         self._kept: deque[tuple[int, float, str | None, int, float]] = deque(maxlen=capacity)  # id, reward, source, requests, time
-        self._learning = threading.Lock()  # held while a reward is learned
+        self.mutex = lock(brief=True)
+        """Held while a reward is learned, and while the state is captured."""
 
     def learn(self, id: int, reward: float, source: str | None) -> bool:
         """See `Learners.learn`."""
         policy = self._learners.policy
         assert policy is not None
-        with self._learning:
+        with self.mutex:
             learned = self._learners.learn(id, reward, source)
             if learned:
                 self._kept.append((id, reward, source, policy.requests, time.time()))
@@ -201,7 +202,7 @@ class MemoryRewards:
         """Learn again without a source; rewards wait meanwhile."""
         policy = self._learners.policy
         assert policy is not None
-        with self._learning:
+        with self.mutex:
             gone = [each for each in self._kept if each[2] == source]
             whole = len(self._kept) < policy.capacity
             if not gone and (whole or not self._learners.sources.knows(source)):

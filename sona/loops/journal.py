@@ -3,9 +3,10 @@
 import json
 import logging
 import math
+import os
 import struct
-import threading
 import time
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sona._locks import lock, rlock
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.loops.limits import Sources
@@ -86,6 +88,11 @@ class _Capture:
     term: int
 
 
+_one_at_a_time = lock(brief=True)
+_open: "weakref.WeakSet[Journal]" = weakref.WeakSet()
+_holders: weakref.WeakKeyDictionary[Store, weakref.ref["Journal"]] = weakref.WeakKeyDictionary()  # who has the lease of a store
+
+
 def _log_failure(error: Exception) -> None:
     log.warning("store: %s", error)
 
@@ -137,6 +144,8 @@ class Journal:
         Under which the state is kept.
     fingerprint : str or None
         Of the frozen model; a state of another one is refused.
+    session : int, optional
+        The upper bits of the learner's decision ids; default `store.session`.
     save_every : int
         Rewards between saved states. A crash loses none of them: they are learned again from the store.
     clock : callable
@@ -164,6 +173,7 @@ class Journal:
         *,
         name: str,
         fingerprint: str | None = None,
+        session: int | None = None,
         save_every: int = 2000,
         clock: Callable[[], float] = time.monotonic,
         start: bool = True,
@@ -172,13 +182,13 @@ class Journal:
             raise SonaValueError(f"name: expected 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit, got {name!r}")
         self.store = store
         self.name = name
-        self.leading = store.try_lease()
+        self.leading = self._take_lease()
         self.term = store.term if self.leading else -1
         self._learner = learner
         self._fingerprint = fingerprint
         self._save_every = save_every
         self._clock = clock
-        self._session = store.session
+        self._session = store.session if session is None else session
         self._next_poll = clock() + POLL_SECONDS
         self._feedback: list[_OwnReward] = []
         self._trajectories: list[TrajectoryRow] = []
@@ -200,13 +210,31 @@ class Journal:
         self._start = start
         self._following = True
         self._ending = False
+        self._closed_because = "is closed"
         self._epoch = 0  # counts replacements of the learner by one that never had some rewards
-        self._saving = threading.Lock()  # held while a state is written; before mutex
-        self._polling = threading.RLock()
-        self.intake = threading.Lock()
+        self._saving = lock()  # held while a state is written; before mutex
+        self._polling = rlock()
+        self.intake = lock(brief=True)
         """Held while a reward comes in; before everything else."""
-        self.mutex = threading.Lock()
+        self.mutex = lock(brief=True)
         """Held while a reward is learned and queued, and while the state is captured: a captured state has a reward or has it not."""
+        _open.add(self)
+
+    def _take_lease(self) -> bool:
+        """Whether this journal has the store's lease now; on one store object one journal has it, as of several objects one has."""
+        with _one_at_a_time:
+            holder = _holders.get(self.store)
+            other = None if holder is None else holder()
+            if other not in (None, self) or not self.store.try_lease():
+                return False
+            _holders[self.store] = weakref.ref(self)
+            return True
+
+    def _give_lease(self) -> None:
+        with _one_at_a_time:
+            self.leading = False
+            _holders.pop(self.store, None)
+            self.store.release_lease()
 
     def open(self) -> None:
         """Restore the saved state, learn what came after it, and start to write."""
@@ -220,8 +248,7 @@ class Journal:
     def open_disabled(self) -> None:
         """Write decisions and rewards only: nothing is restored, learned or saved. Another process may lead."""
         if self.leading:
-            self.store.release_lease()
-        self.leading = False
+            self._give_lease()
         self._following = False
         self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
 
@@ -259,21 +286,47 @@ class Journal:
         self, policy: Policy, id: int, reward: float, now: float, source: str | None, kept: _Kept | None, *, learn: bool
     ) -> bool:
         with self.mutex:
-            if self._ending:
-                raise SonaClosedError("the router is closed")
+            self.check_open()
             learned = learn and self.leading
             row = _OwnReward(id, reward, now, source, self._queued + 1, learned)  # raises for a bad source before anything changes
             if not policy.knows(id) and (kept is None or not self.recall_row(policy, *kept)):
                 policy.count_unknown()
                 return False
-            if learned:
-                self._learned = True
-                if not self._learner.learn(id, reward, source):
-                    return False
-                self._own_ids[id] += 1
-            self._queue(row)
+            if not learned:
+                self._queue(row)
+            elif not self._learn_own(policy, row):
+                return False
         self.notify()
         return True
+
+    def _learn_own(self, policy: Policy, row: _OwnReward) -> bool:
+        """Queue and learn a reward: both or, where it cannot be learned or Ctrl-C comes before it is, neither."""
+        before, done = self._own_ids[row.id], False
+        self._learned = True
+        try:
+            self._queue(row)
+            self._own_ids[row.id] = before + 1
+            done = self._learner.learn(row.id, row.reward, row.source)
+        finally:
+            if not done and not ((known := policy.recorded(row.id)) and known["reward"] == np.float32(row.reward)):
+                if self._feedback and self._feedback[-1] is row:
+                    self._feedback.pop()
+                self._queued = row.ordinal - 1
+                self._own_ids[row.id] = before
+                if not before:
+                    del self._own_ids[row.id]
+        return done
+
+    def check_open(self) -> None:
+        """SonaClosedError when rewards and trajectories can be recorded no more."""
+        if self._ending:
+            raise SonaClosedError(f"the router {self._closed_because}")
+
+    def _disown(self) -> None:
+        """Runs in a forked child: what the parent recorded is the parent's, and nothing can be recorded here."""
+        self._ending, self._closed_because = True, "belongs to the parent of this forked process: make one here"
+        self.leading = self._following = False
+        self._feedback, self._trajectories, self._capture = [], [], None
 
     def write_queued(self) -> None:
         """`flush`, where a store that cannot be written is no error."""
@@ -308,7 +361,11 @@ class Journal:
 
     def close(self) -> None:
         """Save the state, write what is left, end the thread and let another process lead."""
-        if self.writer is None or self.writer.closed:
+        if self.writer is None:  # what the store has could not be taken up
+            if self.leading and not self.store.closed:
+                self._give_lease()
+            return
+        if self.writer.closed:
             return
         with self.mutex:  # what was accepted until now is written below, what comes now is refused
             self._ending = True
@@ -324,7 +381,7 @@ class Journal:
                 self.writer.close()
             finally:
                 if self.leading and not self.store.closed:
-                    self.store.release_lease()
+                    self._give_lease()
 
     def save(self, *, publish: int | None = None) -> None:
         """
@@ -560,7 +617,7 @@ class Journal:
 
     def _lead_or_follow(self) -> bool:
         """Take a free lease; True when this process leads now, else a newer state has been loaded if there was one."""
-        if self.store.try_lease():
+        if self._take_lease():
             if self.store.term == self.term:  # nobody has led since this process did
                 with self.mutex:
                     self.leading = True
@@ -568,7 +625,7 @@ class Journal:
             try:
                 self._restore(lead=True)
             except BaseException:
-                self.store.release_lease()
+                self._give_lease()
                 raise
             return True
         kept = self.store.get_state(self.name)
@@ -670,6 +727,15 @@ class Journal:
             self._known_sets[version] = kept[0] if kept is not None else ()
         today = {json.dumps(str(name)): policy.row(name) for name in policy.arms}
         return {row: today[listed] for row, listed in enumerate(self._known_sets[version]) if listed in today}
+
+
+def _after_fork_in_child() -> None:
+    for journal in list(_open):
+        journal._disown()
+    _holders.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _Sink:

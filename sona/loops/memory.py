@@ -1,7 +1,6 @@
 """The memory of an engine: what its user put in, the patterns and the newest rewarded decisions, as one graph that the store keeps."""
 
 import hashlib
-import threading
 import time
 import warnings
 import zlib
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sona._arrays import Floats, coerce
+from sona._locks import lock, rlock
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError, SonaWarning
 from sona.loops.episodes import Episodes
 from sona.loops.journal import MEMORY, POLL_SECONDS, Keeper, decode_state, encode_state, log
@@ -87,7 +87,7 @@ class Memory:
         self.history: list[dict[str, Any]] = []
         self._propagation: Propagation | None = None
         self._noted: dict[int, tuple[Floats | bytes, float]] = {}  # by id of the trajectory or decision, the oldest first
-        self._noting = threading.Lock()
+        self._noting = lock(brief=True)
         self._taken: dict[int, float] = {}  # rewards of the decisions that were among the newest at the last deep cycle
         self._digest = b""  # of the state that was last read or written
         self._saved = -1  # version of the graph that the store has
@@ -95,7 +95,7 @@ class Memory:
         self._next_look = -np.inf
         self._led: int | None = None  # term of the lease under which all that others have kept has been read; None: followed
         self._closed = False
-        self._storing = threading.RLock()  # held while the store is read or written, before the store's own
+        self._storing = rlock()  # held while the store is read or written, before the store's own
         if keeper is not None:
             self._state_name = state_name(keeper.name)
             self.follow(now=True)
@@ -390,6 +390,10 @@ class Memory:
             except SonaCorruptError as error:
                 self._kept, self._saved = None, self._graph.version  # it stays there until there is something else to keep
                 warnings.warn(f"memory {self._state_name!r}: {error}; it starts empty", SonaWarning, stacklevel=3)
+            except SonaClosedError:  # by a fork: what was known then is known here
+                if now:
+                    raise
+                return
             except SonaStoreError as error:
                 if now:
                     raise

@@ -1,7 +1,6 @@
 """What the background loop knows of the requests: patterns, verdicts on the router's arms, what comes next; kept in the store."""
 
 import hashlib
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sona._arrays import coerce
-from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError, SonaWarning
+from sona._fields import whole
+from sona._locks import lock
+from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaVersionError, SonaWarning
 from sona.loops._policy import Policy
 from sona.loops.journal import PATTERNS, POLL_SECONDS, Arrays, Keeper, decode_state, encode_state, log
 from sona.loops.rows import Rows
@@ -113,7 +114,7 @@ class RequestPatterns:
         self._digest = b""  # of what was last read from the store, or written there
         self.reset()
         self._next_look = -np.inf
-        self._looking = threading.Lock()
+        self._looking = lock()
         if journal is not None:
             self._state_name = state_name(journal.name)
             self.follow(now=True)
@@ -143,7 +144,7 @@ class RequestPatterns:
 
     def next(self, x: Any, k: int = 5) -> list[tuple[int, float]]:
         """See `SonaEngine.next_patterns`."""
-        x, k = coerce(x, (self._config.embedding_dim,), "x"), at_least("k", k, 0)
+        x, k = coerce(x, (self._config.embedding_dim,), "x"), at_least("k", whole(k, "k"), 0)
         self.follow()
         found = self._found
         (current,) = found.bank.assign(x[None]).tolist()
@@ -230,6 +231,9 @@ class RequestPatterns:
             except SonaCorruptError as error:
                 text = f"patterns {self._state_name!r}: {error}; the next cycle finds them anew, under new ids"
                 warnings.warn(text, SonaWarning, stacklevel=3)
+            except SonaClosedError:  # by a fork: what was known then is known here
+                if now:
+                    raise
             except SonaStoreError as error:
                 if now:
                     raise

@@ -1,6 +1,5 @@
 """What the most similar rewarded decisions earned, asked beside the learner at each request."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,8 @@ import numpy.typing as npt
 
 from sona._arrays import Floats, coerce, unit_rows
 from sona._kernels import Kernels
+from sona._locks import lock
+from sona.errors import SonaTypeError, SonaValueError
 from sona.loops._policy import Decision, Policy
 from sona.loops.rows import Rows
 from sona.loops.ruling import at_least
@@ -36,7 +37,7 @@ class Retrieval:
 
     def __init__(self, policy: Policy, capacity: int) -> None:
         at_least("retrieval", capacity, 1)
-        self._policy, self._kernels, self._lock = policy, Kernels(), threading.Lock()
+        self._policy, self._kernels, self._lock = policy, Kernels(), lock(brief=True)
         self._x: Floats = np.zeros((capacity, policy.dim), np.float32)
         self._arm = np.zeros(capacity, np.int32)
         self._reward = np.zeros(capacity)
@@ -56,7 +57,20 @@ class Retrieval:
 
     def route(self, x: Any, candidates: Sequence[Any] | None = None) -> Decision:
         """`Policy.route`, with what similar decisions earned."""
-        unit = unit_rows(coerce(x, (self._policy.dim,), "x")[None])[0]
+        return self._beside(self._unit(x, (self._policy.dim,)), candidates)
+
+    def route_batch(self, x: Any) -> list[Decision]:
+        """One decision per row of x (n, dim); the same as n calls of `route`."""
+        return [self._beside(unit, None) for unit in self._unit(x, (None, self._policy.dim))]
+
+    def _unit(self, x: Any, shape: tuple[int | None, ...]) -> Floats:
+        try:
+            return unit_rows(coerce(x, shape, "x"))
+        except (SonaTypeError, SonaValueError):
+            self._policy.count_rejected()
+            raise
+
+    def _beside(self, unit: Floats, candidates: Sequence[Any] | None) -> Decision:
         earned, seen = self.evidence(unit)
         return self._policy.route_beside(unit, earned, seen, PRIOR, candidates)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sona._fields import number
 from sona.errors import SonaTypeError, SonaValueError
 
 Verdict = Literal["accept", "reject", "undecided", "expired"]
@@ -37,10 +38,7 @@ class Ruling:
 
 def unit_reward(reward: float) -> float:
     """A reward as a float in [0, 1]; SonaTypeError or SonaValueError otherwise."""
-    try:
-        value = reward if type(reward) is float else float(reward.__float__())
-    except (AttributeError, TypeError):
-        raise SonaTypeError(f"reward: expected a number, got {type(reward).__name__}") from None
+    value = reward if type(reward) is float else number(reward, "reward")
     if not 0 <= value <= 1:  # false for NaN
         raise SonaValueError(f"reward: expected a number in [0, 1], got {value}")
     return value

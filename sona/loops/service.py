@@ -3,10 +3,10 @@
 import logging
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from sona._locks import lock
 from sona.adapters import Factors, MemoryVersions, Version
 from sona.adapters.versions import find, keep_served
 from sona.errors import SonaStoreError, SonaValueError
@@ -40,6 +40,8 @@ class Service:
         Of the same learners, opened.
     background : BackgroundLoop
         Its configuration says what goes on trial; it is told when another correction is served.
+    mutex : Lock
+        Held while a reward is learned.
 
     Attributes
     ----------
@@ -55,11 +57,12 @@ class Service:
         versions: MemoryVersions | StoredVersions,
         journal: Journal | None,
         background: BackgroundLoop,
+        mutex: threading.Lock,
     ) -> None:
         self.versions = versions
-        self.deciding = threading.Lock()
+        self.deciding = lock()
         self._name, self._learners, self._journal, self._background = name, learners, journal, background
-        self._mutex: AbstractContextManager[Any] = nullcontext() if journal is None else journal.mutex
+        self._mutex = mutex
         self._decide_at = 0.0  # after a failure, monotonic seconds
 
     def keep(self, proposal: Proposal) -> Version:

@@ -1,6 +1,7 @@
 """Phi of arrays that have the right types, over sona/phi.h."""
 
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t
 
 from sona._c cimport (
@@ -12,6 +13,8 @@ from sona._status cimport check
 import numpy as np
 
 cnp.import_array()
+
+cdef size_t AT_ONCE = 16  # parts between two looks at signals: a part of 64 nodes takes 4 ms
 
 NODES, EXHAUSTED, CROSSOVER = SONA_PHI_NODES, SONA_PHI_EXHAUSTED, SONA_PHI_CROSSOVER
 ALPHA, ASYMMETRY = SONA_PHI_ALPHA, SONA_PHI_ASYMMETRY
@@ -53,21 +56,28 @@ def subgraphs(
     """
     cdef sona_phi_options options = sona_phi_options(alpha, directed, normalise, <sona_phi_method> 0)
     cdef sona_phi_graph graph
-    cdef size_t count = cnp.PyArray_DIM(offset, 0) - 1, failed = 0, i
+    cdef size_t count = cnp.PyArray_DIM(offset, 0) - 1, failed = 0, first, some, i
     cdef const int64_t *members = <const int64_t *> cnp.PyArray_DATA(member)
     cdef const int64_t *offsets = <const int64_t *> cnp.PyArray_DATA(offset)
     cdef cnp.ndarray result = np.empty(count, dtype=np.float64)
     cdef double *value = <double *> cnp.PyArray_DATA(result)
-    cdef sona_status status = SONA_ENOMEM
     graph.nodes, graph.entries = cnp.PyArray_DIM(start, 0), cnp.PyArray_DIM(column, 0)
     graph.start, graph.stop = <const int64_t *> cnp.PyArray_DATA(start), <const int64_t *> cnp.PyArray_DATA(stop)
     graph.column, graph.weight = <const int32_t *> cnp.PyArray_DATA(column), <const float *> cnp.PyArray_DATA(weight)
-    cdef sona_phi *found = <sona_phi *> sona_calloc(count, sizeof(sona_phi))
-    if found != NULL:
-        with nogil:
-            status = sona_phi_subgraphs(&graph, members, offsets, count, &options, found, &failed)
-            for i in range(count):
-                value[i] = found[i].value
+    cdef sona_phi *found = <sona_phi *> sona_calloc(AT_ONCE, sizeof(sona_phi))
+    cdef sona_status status = SONA_ENOMEM if found == NULL else SONA_OK
+    try:
+        for first in range(0, count, AT_ONCE):
+            if status != SONA_OK:
+                break
+            some = min(count - first, AT_ONCE)
+            with nogil:
+                status = sona_phi_subgraphs(&graph, members, offsets + first, some, &options, found, &failed)
+                for i in range(some):
+                    value[first + i] = found[i].value
+            failed += first
+            PyErr_CheckSignals()  # Ctrl-C
+    finally:
         sona_free(found)
     if status == SONA_ENOMEM:
         check(status, "phi_of_subgraphs")

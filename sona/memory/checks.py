@@ -30,11 +30,12 @@ def ids_of(value: Any, name: str) -> Longs:
 def within(value: Any, count: int, name: str, *, above: bool = False) -> Floats:
     """A number or one a row as (count,) float32 in [0, 1]; `above` leaves 0 out."""
     given = np.asarray(value)
-    if given.dtype.kind not in "fiu":
-        raise SonaTypeError(f"{name}: expected numbers, got {given.dtype}")
+    if given.dtype.kind not in "fiu" or (isinstance(value, np.ndarray) and type(value) is not np.ndarray and np.ma.is_masked(value)):
+        raise SonaTypeError(f"{name}: expected numbers, got {given.dtype if given.dtype.kind not in 'fiu' else 'masked ones'}")
     if given.shape not in ((), (count,)):
         raise SonaValueError(f"{name}: expected a number or shape ({count},), got {given.shape}")
-    result = np.broadcast_to(given, (count,)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        result = np.broadcast_to(given, (count,)).astype(np.float32)
     if not ((result > 0 if above else result >= 0) & (result <= 1)).all():
         raise SonaValueError(f"{name}: expected numbers in {'(' if above else '['}0, 1], got {given.min()} to {given.max()}")
     return result

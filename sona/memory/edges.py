@@ -66,11 +66,6 @@ class EdgeWeights:
             heaviest = sorted(self._gain.items(), key=lambda item: (-item[1], item[0]))
             self._gain = dict(heaviest[: self.capacity // 2])
 
-    def decay(self, rate: float) -> None:
-        """Take this share, in [0, 1], of every gain that waits; what is left below 1e-4 goes."""
-        keep = 1 - float(within(rate, 1, "rate")[0])
-        self._gain = {pair: gain * keep for pair, gain in self._gain.items() if gain * keep >= 1e-4}
-
     def commit(self, graph: "MemoryGraph") -> int:
         """Bring what was gathered to the graph's co-activation edges, and start anew. Returns how many edges moved; others lost a node."""
         if not hasattr(graph, "coactivate"):

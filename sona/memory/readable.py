@@ -1,12 +1,12 @@
 """What a memory graph holds, and how to look at it."""
 
 import json
-import threading
 from typing import Any, Generic, TypeVar, cast
 
 import numpy.typing as npt
 
 from sona._arrays import Floats
+from sona._locks import rlock
 from sona.memory import exchange, state
 from sona.memory.adjacency import Adjacency
 from sona.memory.checks import Kinds, whole
@@ -50,7 +50,7 @@ class Readable:
         self.max_nodes = whole(max_nodes, 1, "max_nodes")
         self.max_degree = whole(max_degree, 1, "max_degree")
         self._cycle = 0
-        self._lock = threading.RLock()
+        self._lock = rlock(brief=True)
         self._nodes = Nodes(self.dim)
         self._adjacency = Adjacency(self.max_degree)
         self._version = 0

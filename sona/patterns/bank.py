@@ -1,7 +1,6 @@
 """ReasoningBank: trajectories in, patterns with stable ids out."""
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from sona._arrays import Floats, coerce, unit_rows
 from sona._fields import finite
 from sona._kernels import Kernels
+from sona._locks import lock
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError
 from sona.patterns.clusters import Doubles, Ints, assignment, fit, near_duplicates, nearest, one_thread, similarities
 from sona.patterns.config import PatternConfig
@@ -67,8 +67,8 @@ class ReasoningBank:
         self._window = TrajectoryWindow(self.config.embedding_dim, self.config.max_trajectories, self.config.max_bytes)
         self._kernels = Kernels(isa)
         self._clock = clock
-        self._lock = threading.Lock()
-        self._cycle = threading.Lock()  # held by whatever changes which patterns there are; taken before _lock
+        self._lock = lock(brief=True)
+        self._cycle = lock()  # held by whatever changes which patterns there are; taken before _lock
         self._cycles = 0
         self._next_id = 0
         self._about: npt.NDArray[Any] = np.empty(0, _ABOUT)  # in the order of ids
@@ -333,6 +333,7 @@ class ReasoningBank:
         if k < 0:
             raise SonaValueError(f"k: expected at least 0, got {k}")
         with self._lock:
+            k = min(k, len(self._units))
             if pattern_type is None:
                 rows, _ = self._kernels.top_k(self._units, query, k)
             else:

@@ -109,7 +109,7 @@ class ExactIndex:
             min(k, len(self)) of each.
         """
         x = coerce(x, (self.dim,), "x")
-        rows, scores = self._kernels.top_k(self._rows[: len(self)], x, _count(k))
+        rows, scores = self._kernels.top_k(self._rows[: len(self)], x, min(_count(k), len(self)))
         return self._ids[rows], scores
 
     @property

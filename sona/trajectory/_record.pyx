@@ -117,7 +117,7 @@ cdef size_t length(object vector) except? 0:
     """Of an array, or 0 for None."""
     if vector is None:
         return 0
-    if not (isinstance(vector, cnp.ndarray) and sona_is_input(vector, 1)):
+    if not (cnp.PyArray_CheckExact(vector) and sona_is_input(vector, 1)):
         raise SonaTypeError(f"trajectory: expected float32 vectors, got {type(vector).__name__}")
     return cnp.PyArray_DIM(vector, 0)
 
