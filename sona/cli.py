@@ -142,12 +142,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
-    verify = commands.add_parser("verify", help="check every page, checksum and reference of a store; exit 1 if anything is wrong")
-    verify.add_argument("store", metavar="STORE")
+    verify = commands.add_parser(
+        "verify", help="check every page, checksum and reference of a store, or the files of a snapshot; exit 1 if anything is wrong"
+    )
+    verify.add_argument("store", metavar="STORE", help="a store, or the directory of a snapshot")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=_verify)
 
-    inspect = commands.add_parser("inspect", help="what a store holds: decisions, rewards, arms, learned state, patterns, versions")
+    inspect = commands.add_parser(
+        "inspect", help="what a store holds: decisions, rewards, arms, learned state, patterns, versions; exit 1 if a part is damaged"
+    )
     inspect.add_argument("store", metavar="STORE")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
@@ -356,12 +360,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from sona.health import faults, store_report
+    from sona.health import faults, snapshot_report, store_report
     from sona.report import as_json
 
-    report = store_report(arguments.store)
+    snapshot = os.path.isdir(arguments.store)
+    report = snapshot_report(arguments.store) if snapshot else store_report(arguments.store)
     if arguments.json:
         print(as_json(report))
+    elif snapshot:
+        _print_snapshot(report)
     else:
         _print_store(report)
     return int(bool(faults(report)))
@@ -390,7 +397,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
             patterns = f"{about['patterns']} pattern{'s' * (about['patterns'] != 1)}"
             patterns += f", memory of {about['memory']} nodes" if about["memory"] else ""
             print(f"    {state}: {size(about['bytes'])}, rank {about['rank']}, {patterns}, {count}{served}")
-    return 0
+        for fault in found["faults"]:
+            print(f"    {one_line(fault)}")
+    return int(any(found["faults"] for found in report["namespaces"].values()))
 
 
 def _versions(arguments: argparse.Namespace) -> int:
@@ -438,6 +447,19 @@ def _dream(arguments: argparse.Namespace) -> int:
     report = deep_report(result, memory, drawn)
     print(as_json(report) if arguments.json else deep_text(report))
     return 0
+
+
+def _print_snapshot(report: Mapping[str, Any]) -> None:
+    from sona.report.table import one_line, size
+
+    print(f"snapshot   {one_line(report['path'])}")
+    for about in report["snapshots"]:
+        if about["fault"] is not None:
+            print(f"  {about['manifest']}: {one_line(about['fault'])}")
+            continue
+        model = "any model" if about["fingerprint"] is None else f"model {about['fingerprint']!r}"
+        arrays = f"{about['arrays']} array{'s' * (about['arrays'] != 1)}"
+        print(f"  {about['manifest']}: {arrays}, {size(about['bytes'])}, {one_line(model)}, sona {one_line(about['library'])}, sound")
 
 
 def _print_store(report: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,10 +26,13 @@ from sona.patterns import LearnedPattern, PatternConfig
 from sona.store import Store, open_store
 from sona.store.open import namespaces_of, shown
 
+T = TypeVar("T")
+
 
 def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
-    Decisions, rewards, arms, learned states, patterns and versions of every namespace of a store, a file or a URL.
+    Decisions, rewards, arms, learned states, patterns and versions of every namespace of a store, a file or a URL, and its faults: what is
+    damaged counts as nothing, and the rest is there.
 
     Raises
     ------
@@ -40,33 +43,44 @@ def contents(path: str | os.PathLike[str]) -> dict[str, Any]:
     for namespace in namespaces_of(path):
         with open_store(path, namespace=namespace) as store:
             size = store.file_bytes()
-            arms = store.latest_arms()
+            faults: list[str] = []
+            arms = _sound(store.latest_arms, faults)
             found[namespace] = {
                 "decisions": store.count(),
                 "rewards": store.last_seq(),
                 "arms": 0 if arms is None else sum(name != "null" for name in arms[1]),
                 "sources": {source: count for source, (count, _) in store.sources().items()},
                 "bytes": store.bytes(),
-                "states": {name: _state(store, name) for name in learners(store)},
+                "states": {name: _state(store, name, faults) for name in learners(store)},
+                "faults": faults,
             }
     return {"path": shown(path), "file_bytes": size, "namespaces": found}
 
 
-def _state(store: Store, name: str) -> dict[str, Any]:
-    kept = store.get_state(name)
-    assert kept is not None
-    blob = kept[0]
-    arrays, _ = decode_state(blob)
-    versions = StoredVersions(store, name).all()
+def _sound(read: Callable[[], T], faults: list[str]) -> T | None:
+    """What `read` returns; None, and the reason among the faults, where that part of the store is damaged."""
+    try:
+        return read()
+    except (SonaCorruptError, SonaValueError, KeyError, IndexError) as error:
+        faults.append(str(error) if isinstance(error, SonaCorruptError) else f"expected what sona wrote, got: {error!r}")
+        return None
+
+
+def _state(store: Store, name: str, faults: list[str]) -> dict[str, Any]:
+    def learned() -> dict[str, Any]:
+        kept = store.get_state(name)
+        assert kept is not None
+        arrays, _ = decode_state(kept[0])
+        down = arrays["layer0.down"]
+        return {"bytes": len(kept[0]), "dim": int(down.shape[1]), "rank": len(down), "trial": on_trial(arrays)}
+
+    versions = _sound(StoredVersions(store, name).all, faults) or []
     return {
-        "bytes": len(blob),
-        "dim": int(arrays["layer0.down"].shape[1]),
-        "rank": len(arrays["layer0.down"]),
-        "patterns": kept_patterns(store, name),
-        "memory": kept_nodes(store, name),
+        **(_sound(learned, faults) or {"bytes": 0, "dim": 0, "rank": 0, "trial": None}),
+        "patterns": _sound(lambda: kept_patterns(store, name), faults) or 0,
+        "memory": _sound(lambda: kept_nodes(store, name), faults) or 0,
         "versions": len(versions),
         "published": next((version.id for version in versions if version.published), None),
-        "trial": on_trial(arrays),
     }
 
 

@@ -1,4 +1,4 @@
-"""What ``sona doctor`` and ``sona verify`` report: this machine, and whether a store is sound."""
+"""What ``sona doctor`` and ``sona verify`` report: this machine, and whether a store or a snapshot is sound."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sona import isas
 from sona.simulate import cpu_name, machine
-from sona.store import open_store
+from sona.store import check_snapshot, open_store
 from sona.store.open import namespaces_of, shown
 
 REQUIRED = ("numpy", "scipy", "scikit-learn", "networkx", "safetensors")
@@ -52,6 +52,19 @@ def store_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {"path": shown(path), "file_bytes": size, "namespaces": namespaces}
 
 
+def snapshot_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is in a snapshot directory, the newest snapshot first, and what is wrong with it.
+
+    Raises
+    ------
+    SonaStoreError
+        There is no snapshot, or it cannot be read.
+    """
+    return {"path": os.fspath(path), "snapshots": check_snapshot(path)}
+
+
 def faults(report: dict[str, Any]) -> list[str]:
-    """Every fault of a :func:`store_report`, one sentence each, once each."""
+    """Every fault of a :func:`store_report` or :func:`snapshot_report`, one sentence each, once each."""
+    if "snapshots" in report:
+        return [about["fault"] for about in report["snapshots"] if about["fault"] is not None]
     return list(dict.fromkeys(fault for namespace in report["namespaces"].values() for fault in namespace["faults"]))

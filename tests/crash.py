@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Any
 
 FORKSERVER = multiprocessing.get_context("forkserver")
+# What a victim would import on its way, once for all of them.
 FORKSERVER.set_forkserver_preload(
-    ["numpy", "safetensors.numpy", "sona.store.sqlite", "sona.store.postgres", "sona.store.writer", "sona.store.snapshot"]
+    [
+        "safetensors.numpy",
+        "scipy.sparse.linalg",
+        "scipy.special",
+        "scipy.optimize",
+        "sklearn.cluster",
+        "sklearn.model_selection",
+        "sona.router",
+        "sona.store",
+        "sona.store.postgres",
+        "sona.contents",
+    ]
 )
 
 

@@ -62,7 +62,7 @@ def namespaces_of(where: str | os.PathLike[str]) -> list[str]:
     try:
         with closing(sqlite3.connect(f"{place.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return [row[0] for row in connection.execute("SELECT name FROM namespaces ORDER BY name")]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise SonaCorruptError(f"{os.fspath(where)} is not a sona store that can be read: {error}") from None
 
 
