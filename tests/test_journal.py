@@ -768,7 +768,8 @@ def test_a_reward_that_comes_while_the_state_is_saved_is_not_counted_as_part_of_
         with open_router(tmp_path / "s.db") as other:
             assert other.stats()["engine"]["store"]["replayed"] == 1
             np.testing.assert_array_equal(looks(other), looks(router))
-        assert router.engine.store.try_lease()
+        journal_of(router).poll()
+        assert journal_of(router).leading
 
 
 # ---- the state itself ----

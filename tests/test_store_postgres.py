@@ -266,9 +266,9 @@ def answer_lost(store: Any, monkeypatch: pytest.MonkeyPatch, *, done: bool) -> I
     """The connection breaks at the next commit, after or before the server has done it."""
     execute = connection.Link.execute
 
-    def broken(self: Any, sql: str, parameters: Any = (), /) -> Any:
+    def broken(self: Any, sql: str, parameters: Any = (), /, **options: Any) -> Any:
         if sql != "COMMIT":
-            return execute(self, sql, parameters)
+            return execute(self, sql, parameters, **options)
         monkeypatch.setattr(connection.Link, "execute", execute)
         if done:
             execute(self, sql)

@@ -102,6 +102,7 @@ def test_a_trajectory_is_replaced_by_a_later_one(store):
     store.append([], [], [trajectory(1, b"old", None)])
     store.append([], [], [trajectory(1, b"newer", 0.75)])
     assert list(store.trajectories()) == [trajectory(1, b"newer", 0.75)]
+    assert (store.trajectory(1), store.trajectory(2), store.trajectory(-1)) == (trajectory(1, b"newer", 0.75), None, None)
     assert store.integrity() == []
 
 

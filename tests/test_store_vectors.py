@@ -172,7 +172,6 @@ def test_an_index_finds_nearly_all_of_the_nearest_and_those_that_come_later(plac
     assert hits >= 0.95 * 10 * 30
     assert len(store.nearest("graph", clumped[1], 2999)) == 2999
     if indexed:
-        place.raw("ANALYZE vectors")
         with store._db.reading() as link:
             plan = link.execute(
                 "EXPLAIN SELECT id FROM vectors WHERE ns = 1 AND name = 'graph' AND size = 128 AND embedding IS NOT NULL"

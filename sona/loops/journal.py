@@ -343,6 +343,7 @@ class Journal:
         """Queue a reward in [0, 1] of a trajectory, and whether this learner has it; with `mutex` held, and `notify` to follow."""
         self._queue(_OwnReward(id, reward, time.time(), None, self._queued + 1, learned))
         if learned:
+            self._learned = True
             self._own_ids[id] += 1
 
     def trajectory(self, id: int, payload: bytes, quality: float | None) -> None:
@@ -467,6 +468,9 @@ class Journal:
                 self._written = row.ordinal
                 if not row.learned or row.ordinal <= self._before:
                     continue
+                if number <= self._applied:  # another thread has come past it already
+                    self._came_past(row.id)
+                    continue
                 span = self._own[-1] if self._own else None
                 if span is not None and (span.last, span.ordinal + number - span.first) == (number - 1, row.ordinal):
                     self._own[-1] = replace(span, last=number)
@@ -537,10 +541,10 @@ class Journal:
             if kept is not None:
                 blob, applied, arrays, included = kept
                 self._learner.restore(arrays)
-                self.restores += 1
                 if self._learned and self._learner.policy is not None:  # what it remembers as rewarded may not be in this state
                     self._learner.policy.forget_decisions()
                 self._learned = False
+                self.restores += 1
                 self._epoch += 1
                 self._capture = None
                 self._restored = zlib.crc32(blob)
@@ -643,26 +647,31 @@ class Journal:
                         continue
                     if not any(span.first <= number <= span.last for span in self._own):
                         self._learn(row, number, kept)
-                    elif self._own_ids[row.id] > 1:
-                        self._own_ids[row.id] -= 1
                     else:
-                        del self._own_ids[row.id]
+                        self._came_past(row.id)
                     self._applied = number
                 self._own = [span for span in self._own if span.last > self._applied]
+
+    def _came_past(self, id: int) -> None:
+        """An own reward of that decision is no longer ahead in the store."""
+        if self._own_ids[id] > 1:
+            self._own_ids[id] -= 1
+        else:
+            del self._own_ids[id]
 
     def _learn(self, row: FeedbackRow, number: int, kept: dict[int, _Kept | None]) -> None:
         if row.id in self._own_ids:  # the last reward counts, and ours is or will be a later one
             return
         policy = self._learner.policy
-        if policy is not None and (policy.knows(row.id) or self._brought_back(policy, row.id, number, kept)):
+        if policy is not None and (policy.knows(row.id) or self._recalled(policy, row.id, number, kept)):
             self._learned = True
             self._learner.learn(row.id, row.reward, row.source)
             self.replayed += 1
         elif self.late is not None and self.late(number, row):
+            self._learned = True
             self.replayed += 1
 
-    def _brought_back(self, policy: Policy, id: int, number: int, kept: dict[int, _Kept | None]) -> bool:
-        """Whether a decision in the store is in the policy's memory again, with the reward that it had before feedback `number`."""
+    def _recalled(self, policy: Policy, id: int, number: int, kept: dict[int, _Kept | None]) -> bool:
         found = kept[id] if id in kept else self._kept_decision(id, number)
         return found is not None and self.recall_row(policy, *found)
 

@@ -303,6 +303,7 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
             f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON vectors USING hnsw ((embedding::vector({dim})) vector_cosine_ops)"
             f" WHERE ns = {self._ns} AND name = {sql.Literal(name).as_string()} AND size = {4 * dim} AND embedding IS NOT NULL"
         )
+        self._slowly("ANALYZE vectors")
         return True
 
     def _candidates(self, name: str, query: Floats, k: int) -> Iterator[Some]:
@@ -319,6 +320,7 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
                 "SELECT id, crc, embedding FROM vectors WHERE ns = ? AND name = ? AND size = ? AND embedding IS NOT NULL"
                 f" ORDER BY embedding::vector({dim}) <=> ?, id LIMIT ?",
                 (self._ns, name, 4 * dim, query, min(k + MARGIN, MAX_ID)),
+                prepare=False,  # a plan for any name could not use the index of one
             ).fetchall()
         found = [(id, crc, _bytes_of(None, embedding)) for id, crc, embedding in rows]
         if any(crc != zlib.crc32(vector) for _, crc, vector in found):  # in the place of a sound one

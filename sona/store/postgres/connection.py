@@ -57,10 +57,10 @@ class Link:
             with suppress(OSError), socket.socket(fileno=os.dup(self.fd)) as theirs:
                 theirs.shutdown(socket.SHUT_RDWR)
 
-    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Found:
-        """One statement; the result is that of the server in binary."""
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /, *, prepare: bool | None = None) -> Found:
+        """One statement; the result is that of the server in binary. False: planned anew each time, for these parameters."""
         with self.timed():
-            return self.raw.execute(_marked(sql), parameters or None, binary=True)
+            return self.raw.execute(_marked(sql), parameters or None, prepare=prepare, binary=True)
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Found:
         with self.timed():
