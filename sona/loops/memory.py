@@ -440,7 +440,7 @@ class Memory:
             if id in others and len(vector) == 4 * self._dim:
                 vectors[others.pop(id)] = np.frombuffer(vector, "<f4")
         for row in _stored(store, list(episodes)):
-            if (x := _direction(row, self._dim)) is not None:
+            if row.id in episodes and (x := _direction(row, self._dim)) is not None:  # a damaged index may lead to another row
                 vectors[episodes.pop(row.id)] = x
         if others:
             again = store.get_state(self._state_name)

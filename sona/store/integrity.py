@@ -20,9 +20,24 @@ class Integrity(Namespace):
         try:
             with self._db.reading() as conn:
                 found.extend(self._database_findings(conn))
-                for part in (self._state_findings, self._vector_findings, self._arm_findings, self._version_findings, self._book_findings):
-                    found.extend(part(conn))
-                found.extend(self._row_findings(conn))
+                for what, part in (
+                    ("states", self._state_findings),
+                    ("vectors", self._vector_findings),
+                    ("arms", self._arm_findings),
+                    ("versions", self._version_findings),
+                    ("books", self._book_findings),
+                    ("rows", self._row_findings),
+                ):
+                    try:
+                        found.extend(part(conn))
+                    except (
+                        TypeError,
+                        ValueError,
+                        KeyError,
+                        IndexError,
+                        OverflowError,
+                    ) as exc:  # an index that leads to no row, text for bytes
+                        found.append(f"{what}: cannot be read: {exc!r:.200}")
         except (SonaCorruptError, SonaStoreError) as exc:
             found.append(f"unreadable: {exc}")
         return found

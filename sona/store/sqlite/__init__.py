@@ -212,5 +212,7 @@ class SqliteStore(Records, States, Vectors, Bounds, Integrity):
             version = schema.check_version(conn, self.path)
             if version != schema.current_version():
                 yield f"schema: expected version {schema.current_version()}, got {version}"
+            else:
+                yield from schema.differences(conn)
         except (SonaCorruptError, SonaVersionError) as exc:
             yield f"schema: {exc}"

@@ -1,7 +1,10 @@
 """The tables of a store's file, how a file of an older schema becomes one of this, and what is refused."""
 
+import itertools
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import closing
 
 from sona._version import __version__
 from sona.errors import SonaCorruptError, SonaStoreError, SonaVersionError
@@ -195,3 +198,16 @@ def _migrate(conn: sqlite3.Connection, path: str) -> None:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
         raise
+
+
+def differences(conn: sqlite3.Connection) -> Iterator[str]:
+    """Tables, indexes and triggers that are not those that a new file would get, a sentence each."""
+    listing = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        for statement in itertools.chain.from_iterable(MIGRATIONS):
+            fresh.execute(statement)
+        wanted = dict(fresh.execute(listing).fetchall())
+    found = dict(conn.execute(listing).fetchall())
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            yield f"schema: {name} is not as sona made it"
