@@ -35,9 +35,9 @@ def wait_for(true: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def cut_lease(router: Router) -> None:
+def cut_lease(router: Router | SonaEngine) -> None:
     """End the session that holds the lease, as a failover of the server would."""
-    store: Any = router.engine.store
+    store: Any = (router.engine if isinstance(router, Router) else router).store
     pid = store._lease._session.pid
     with store._db.reading() as link:
         link.execute("SELECT pg_terminate_backend(?)", (pid,))
@@ -413,3 +413,84 @@ def test_a_router_that_is_closed_while_the_server_is_away_says_so(own_server: Se
     with open_router(url) as router:
         wait_for(lambda: _led(router))
         assert router.stats()["learned"] == 5
+
+
+def alone(router: Router | SonaEngine) -> Any:
+    """Its journal, which polls only when told to."""
+    engine = router.engine if isinstance(router, Router) else router
+    assert engine.journal is not None
+    engine.journal.store.watch(None)
+    return engine.journal
+
+
+def test_who_starts_disabled_goes_on_from_the_state_when_it_is_enabled(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SonaEngine(store=url) as engine:
+        kept = taught(engine)
+    monkeypatch.setenv("SONA_DISABLE", "1")
+    engine = SonaEngine(store=url)
+    monkeypatch.delenv("SONA_DISABLE")
+    with engine:
+        engine.enabled = True
+        alone(engine).poll()
+        assert alone(engine).leading
+        assert bits(engine) == kept
+    with SonaEngine(store=url) as engine:
+        assert bits(engine) == kept
+
+
+def test_who_is_closed_without_its_lease_lets_the_next_on_its_store_object_lead(url: str) -> None:
+    with open_store(url) as store, open_router(store) as second:
+        journal_of(second)._give_lease()
+        first = open_router(store)
+        journal = alone(first)
+        assert journal.leading
+        cut_lease(first)
+        journal._following = False
+        assert not journal._still_leading()
+        first.close()
+        poll(second)
+        assert journal_of(second).leading
+        first.close()
+        assert store.lease
+
+
+def taught(engine: SonaEngine) -> bytes:
+    tid = engine.begin_trajectory(np.ones(engine.config.hidden_dim))
+    engine.add_step(tid, activations=np.ones(engine.config.hidden_dim))
+    engine.end_trajectory(tid, quality=1.0)
+    return bits(engine)
+
+
+def bits(engine: SonaEngine) -> bytes:
+    return b"".join(array.tobytes() for name, array in engine.state().items() if name.startswith("layer"))
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_what_trajectories_taught_is_saved_at_the_end_where_the_lease_was_lost_to_nobody(url: str, noticed: bool) -> None:
+    with SonaEngine(store=url) as engine:
+        journal = alone(engine)
+        taught(engine)
+        engine.flush()
+        kept = taught(engine)
+        cut_lease(engine)
+        if noticed:
+            assert not journal._still_leading()
+    with SonaEngine(store=url) as engine:
+        assert bits(engine) == kept
+
+
+def test_who_waits_for_its_own_lost_session_does_not_go_back_to_its_own_state(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SonaEngine(store=url) as engine:
+        journal = alone(engine)
+        taught(engine)
+        engine.flush()
+        kept = taught(engine)
+        cut_lease(engine)
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.store, "try_lease", lambda: False)  # the server has not noticed that the old session is gone
+            journal.poll()
+        assert not journal.leading
+        assert bits(engine) == kept
+        journal.poll()
+        assert journal.leading
+        assert bits(engine) == kept

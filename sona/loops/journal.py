@@ -196,7 +196,7 @@ class Journal:
         self._arms_saved = True
         self._known_sets: dict[int, tuple[str, ...]] = {}
         self._applied = 0  # every reward up to this number is learned
-        self._restored = 0  # checksum of the state that was restored last: a trial may have ended at the same reward
+        self._restored = 0  # checksum of the state that was restored or written last: a trial may have ended at the same reward
         self._own: list[_Span] = []  # own rewards above it, also learned
         self._own_ids: Counter[int] = Counter()  # decisions of own rewards above it, also those not yet in the store
         self._queued = self._written = 0  # ordinals of the last own reward that was queued, and of the last that is durable
@@ -231,10 +231,14 @@ class Journal:
             return True
 
     def _give_lease(self) -> None:
+        """Let others lead, on the same store object as well; what is learned here from now on is none of what they go on from."""
         with _one_at_a_time:
-            self.leading = False
-            _holders.pop(self.store, None)
-            self.store.release_lease()
+            self.leading, self.term = False, -1
+            holder = _holders.get(self.store)
+            if holder is not None and holder() is self:
+                del _holders[self.store]
+                if not self.store.closed:
+                    self.store.release_lease()
 
     def open(self) -> None:
         """Restore the saved state, learn what came after it, and start to write."""
@@ -363,8 +367,7 @@ class Journal:
     def close(self) -> None:
         """Save the state, write what is left, end the thread and let another process lead."""
         if self.writer is None:  # what the store has could not be taken up
-            if self.leading and not self.store.closed:
-                self._give_lease()
+            self._give_lease()
             return
         if self.writer.closed:
             return
@@ -373,7 +376,9 @@ class Journal:
         if not self.store.closed:
             self.store.watch(None)
         try:
-            if self.leading and self._still_leading():
+            with self._polling:  # a poll that is under way ends, and there is none after it
+                leads = not self.store.closed and ((self.leading and self._still_leading()) or self._lead_on())
+            if leads:
                 self.save()
             else:
                 self.writer.flush()
@@ -381,8 +386,7 @@ class Journal:
             try:
                 self.writer.close()
             finally:
-                if self.leading and not self.store.closed:
-                    self._give_lease()
+                self._give_lease()
 
     def save(self, *, publish: int | None = None) -> None:
         """
@@ -493,6 +497,7 @@ class Journal:
             if blob is None:
                 return False
             self.store.put_state(self.name, blob, capture.applied, publish=publish, term=capture.term)
+            self._restored = zlib.crc32(blob)  # nothing new to who lost the lease
         return True
 
     def _blob(self, capture: _Capture) -> bytes | None:
@@ -525,6 +530,7 @@ class Journal:
             if done is None:
                 return None
             put()
+            self._restored = zlib.crc32(blob)
             self._epoch += 1
             self._capture = None
             self._save_at = self._queued + self._save_every
@@ -606,6 +612,8 @@ class Journal:
         if not self._following:
             return
         with self._polling:
+            if self._ending:
+                return
             if not (self.leading and self._still_leading()) and not self._lead_or_follow():
                 return
             self._replay()
@@ -619,13 +627,19 @@ class Journal:
             log.warning("store: this process does not lead any more, the learning lease was lost")
         return kept
 
+    def _lead_on(self) -> bool:
+        """Lead again if the lease was lost, is free, and nobody has led since."""
+        if self.term < 0 or not self._take_lease() or self.store.term != self.term:
+            return False
+        with self.mutex:
+            self.leading = True
+        return True
+
     def _lead_or_follow(self) -> bool:
         """Take a free lease; True when this process leads now, else a newer state has been loaded if there was one."""
+        if self._lead_on():
+            return True
         if self._take_lease():
-            if self.store.term == self.term:  # nobody has led since this process did
-                with self.mutex:
-                    self.leading = True
-                return True
             try:
                 self._restore(lead=True)
             except BaseException:

@@ -196,7 +196,7 @@ class Service:
             raise SonaStoreError(f"version {version.id}: another process learns for this store")
         version.factors.check(learners.config.hidden_dim, f"version {version.id}")
         with self._mutex:
-            before = learners.state()
+            before, restores = learners.state(), 0 if journal is None else journal.restores
             served = Factors.of(learners.adapters[0])
         keep_served(self.versions, served, version, time.time())
         with self._mutex:
@@ -212,7 +212,8 @@ class Service:
                 journal.save(publish=version.number)
         except BaseException:
             with self._mutex:
-                learners.put(before)
+                if journal is None or journal.restores == restores:  # else the lease was lost, and what another process saved is served
+                    learners.put(before)
             raise
         self._background.replaced()
         return replace(version, published=True)

@@ -10,6 +10,7 @@ from sona.engine import SonaEngine
 from sona.errors import SonaClosedError, SonaCorruptError, SonaError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops.ended import RING
 from sona.loops.taught import SEQUENCES
+from sona.store.outcomes import LeaseLost
 from sona.trajectory._record import measure_record
 
 log = logging.getLogger("sona")
@@ -19,6 +20,10 @@ QUIET = 10.0  # s between warnings of a kind
 
 _FEEDBACK = struct.Struct("<4sIQd")  # b"SFBK", its size, sequence number of the trajectory, reward
 _MAGIC = b"SFBK"
+
+
+class LearnerReplaced(SonaError):
+    """Another process led in between, and the learner is what that one saved: what was read of the ring is to be read again."""
 
 
 class RingLike(Protocol):
@@ -70,6 +75,7 @@ class Consumer:
         self._engine, self._journal, self._ended, self._ring = engine, engine.journal, engine.ended, ring
         self._identity = bytes(ring.identity)
         self._source = RING + self._identity.hex()
+        self._restores = self._journal.restores
         self._taught = engine.taught
         self._base, self._old = self._taught.ring(self._identity, engine.session << 40 | RING_IDS)
         self._quiet: dict[str, float] = {}
@@ -80,8 +86,14 @@ class Consumer:
         """Of a trajectory: the id under which engine and store know it."""
         return self._base + sequence
 
+    def check(self) -> None:
+        """LearnerReplaced when the learner is another one since; it is safe to go on then with a new consumer of a ring opened anew."""
+        if self._journal.restores != self._restores:
+            raise LearnerReplaced(f"{self._journal.store.path}: another process led in between, the learner was replaced by what it saved")
+
     def take(self, most: int) -> int:
-        """Learn from at most so many records that wait; how many there were."""
+        """Learn from at most so many records that wait; how many there were. Raises what `check` raises."""
+        self.check()
         for n in range(most):
             found = self._ring.next()
             if found is None:
@@ -99,6 +111,7 @@ class Consumer:
             except (SonaCorruptError, SonaVersionError, SonaValueError, SonaTypeError) as error:
                 self._refuse(self._reason(error, data), f"record {sequence}: {error}")
             with self._ended.mutex:
+                self.check()
                 if sequence > self._old:
                     self._taught.read(self._identity, sequence)
         return most
@@ -110,6 +123,7 @@ class Consumer:
             self._ended.held.trajectory(id, record, quality)
             return
         with self._ended.mutex:
+            self.check()
             self._taught.read(self._identity, sequence)
             self._ended.learn(id, record, learn=True)
             self._ended.held.trajectory(id, record, quality)
@@ -130,6 +144,7 @@ class Consumer:
             self._refuse("unknown", f"record {sequence}: feedback for record {named}, which does not come before it")
         elif id in self._taught.owed or not self._learn(id, unit, sequence):
             with self._ended.mutex:
+                self.check()
                 _, since = self._taught.owed.get(id, (0.0, sequence))
                 self._taught.owed[id] = unit, since
                 self._taught.read(self._identity, sequence)
@@ -140,6 +155,7 @@ class Consumer:
         try:
             ended.seek(id)
             with ended.mutex:
+                self.check()
                 found = ended.find(id)
                 if found is not None:
                     ended.revise(id, *found, unit)
@@ -187,11 +203,22 @@ class Consumer:
         ------
         SonaStoreError
             The store cannot be written; what is missing comes with the next call.
+        LearnerReplaced
+            See `check`.
         """
         held = self._ended.held
         with self._ended.mutex:
+            self.check()
             trajectories, rewards = list(held.trajectories.values()), list(held.rewards)
-        self._journal.save()
+        try:
+            self._journal.save()
+        except LeaseLost:
+            self._journal.poll()  # nobody else may have led
+            self.check()
+            if not self._journal.leading:
+                raise
+            self._journal.save()
+        self.check()  # else what was saved has not learned these rows
         if trajectories or rewards:
             self._journal.store.append((), rewards, trajectories)
         with self._ended.mutex:

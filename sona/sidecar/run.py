@@ -18,7 +18,7 @@ from sona.loops.background import BackgroundResult
 from sona.loops.coordinator import LoopCoordinator
 from sona.loops.deep import DeepResult
 from sona.sidecar._shared import SharedRing, Weights
-from sona.sidecar.consumer import Consumer
+from sona.sidecar.consumer import Consumer, LearnerReplaced
 from sona.sidecar.saver import Saver
 
 BATCH = 64  # records between publications, at most
@@ -95,7 +95,8 @@ class Sidecar:
     their own, cycles of the background and the deep loop in another. Where the store fails, learning and publishing go on and nothing is
     released: the ring fills, and its producer drops and counts.
 
-    A ring or weights file that is replaced by another one is left, everything in it learned and saved, for the new one.
+    A ring or weights file that is replaced by another one is left, everything in it learned and saved, for the new one. Where the learning
+    lease is lost, and another process has led before it is taken again, everything is opened again, and what that one has not is read again.
 
     Thread-safety
     -------------
@@ -145,15 +146,20 @@ class Sidecar:
             One of the files is damaged.
         """
         while True:
+            replaced: object = None
             with _Open(self) as files:
                 self._open = files
                 try:
                     files.work(once=once)
+                except LearnerReplaced as error:
+                    replaced = error
                 finally:
                     self._leave(files)
-            if once or self._stopped:
-                return self.report()
-            log.warning("%s or %s was replaced: opened again", self.ring, self.weights)
+            if replaced is None:
+                if once or self._stopped:
+                    return self.report()
+                replaced = f"{self.ring} or {self.weights} was replaced"
+            log.warning("%s: opened again", replaced)
 
     def _leave(self, files: "_Open") -> None:
         with self._counting:
