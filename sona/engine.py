@@ -627,7 +627,11 @@ class SonaEngine:
         self.memory.save()
         if self._unsaved and self.journal.leading:
             self._unsaved = False
-            self.journal.save()
+            try:
+                self.journal.save()
+            except BaseException:
+                self._unsaved = True
+                raise
         else:
             self.journal.flush()
 

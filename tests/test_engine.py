@@ -981,3 +981,54 @@ os._exit(1)
     subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     with sona.SonaEngine(sona.SonaConfig(hidden_dim=8), store=tmp_path / "sona.db") as engine:
         np.testing.assert_array_equal(engine.adapters[0].delta(), np.load(tmp_path / "delta.npy"))
+
+
+def rewarded(engine: SonaEngine, quality: float | None) -> int:
+    tid = engine.begin_trajectory(np.ones(engine.config.hidden_dim))
+    engine.add_step(tid, activations=np.ones(engine.config.hidden_dim))
+    engine.end_trajectory(tid, quality=quality)
+    return tid
+
+
+def test_a_flush_whose_state_could_not_be_written_is_done_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SonaEngine(store=tmp_path / "s.db") as engine:
+        engine.flush()
+        rewarded(engine, 1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStore, "put_state", _full)
+            with pytest.raises(SonaStoreError, match="full"):
+                engine.flush()
+        assert engine.store is not None
+        assert engine.store.get_state("default") is None
+        engine.flush()
+        assert engine.store.get_state("default") is not None
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise SonaStoreError("database or disk is full")
+
+
+@pytest.mark.parametrize("ended", ["before the new state", "after it"])
+def test_feedback_finds_a_trajectory_that_is_not_yet_written_though_another_state_was_taken_up(
+    ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SonaEngine(store=tmp_path / "s.db") as leader, SonaEngine(store=tmp_path / "s.db") as follower:
+        assert follower.journal is not None
+        rewarded(leader, 1.0)
+        leader.flush()
+        restores = follower.journal.restores
+        with monkeypatch.context() as patch:
+            patch.setattr(follower.store, "append", _full)
+            tid = rewarded(follower, None) if ended.startswith("before") else None
+            follower.journal.poll()
+            assert follower.journal.restores == restores + 1
+            tid = rewarded(follower, None) if tid is None else tid
+            assert follower.feedback(tid, 1.0)
+        follower.flush()
+        assert leader.journal is not None
+        leader.journal.poll()
+        leader.journal.save()
+        follower.journal.poll()
+        x = np.ones(leader.config.hidden_dim)
+        np.testing.assert_array_equal(leader.apply(x), follower.apply(x))
+        assert leader.loop_a.metrics.accumulated == 2

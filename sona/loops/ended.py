@@ -46,7 +46,7 @@ class Ended:
     def __init__(self, loop: InstantLoop, taught: Taught, journal: Journal | None, *, most: int, most_bytes: int) -> None:
         self._loop, self._taught, self._journal = loop, taught, journal
         self._most, self._most_bytes = most, most_bytes
-        self._kept: OrderedDict[int, tuple[bytes, Learned]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[bytes, Learned | None]] = OrderedDict()  # None: the store says what was learned
         self._bytes = 0  # of their records
         self._restores = 0  # of the journal, when they were learned
         self.held = Held()
@@ -56,6 +56,7 @@ class Ended:
 
     def learn(self, id: int, record: bytes, *, learn: bool) -> None:
         """Learn from the steps that have a reward, if so, and remember the trajectory; with `mutex` held."""
+        self._follow()
         if learn:
             learned = self._loop.on_record(record)
             self._mark(id)
@@ -95,7 +96,9 @@ class Ended:
             The store cannot be read.
         """
         journal = self._journal
-        if journal is not None and id not in self._kept and id not in self.held.last:
+        if journal is None or id in self.held.last:
+            return
+        if self._kept.get(id, (b"", None))[1] is None or journal.restores != self._restores:
             journal.write_queued()  # it may be on its way
             if journal.leading:
                 journal.poll()  # from now on everything up to `applied` is learned
@@ -111,22 +114,27 @@ class Ended:
             It is in the store if anywhere, and that cannot be read.
         """
         self._follow()
+        record, learned = self._kept.get(id, (None, None))
+        if record is not None and learned is not None:
+            return record, learned
         journal = self._journal
-        if id in self._kept or journal is None or not 0 <= id < 1 << 63:
-            return self._kept.get(id)
-        row = self.held.trajectories.get(id) or journal.store.trajectory(id)
-        if row is None or not self._fits(row):
+        if journal is None or not 0 <= id < 1 << 63:
             return None
+        if record is None:
+            row = self.held.trajectories.get(id) or journal.store.trajectory(id)
+            if row is None or not self._fits(row):
+                return None
+            record = row.payload
         if id in self.held.last:
-            return row.payload, [self.held.last[id]] * measure_record(row.payload)[1]
-        return row.payload, self._learned(id, row.payload, journal.applied + 1)
+            return record, [self.held.last[id]] * measure_record(record)[1]
+        return record, self._learned(id, record, journal.applied + 1)
 
     def _follow(self) -> None:
-        """Forget what was learned into a learner that has been replaced by a stored one."""
+        """Forget what was learned into a learner that has been replaced by a stored one; its records may not be in the store yet."""
         if self._journal is not None and self._journal.restores != self._restores:
             self._restores = self._journal.restores
-            self._kept.clear()
-            self._bytes = 0
+            for id, (record, _) in self._kept.items():
+                self._kept[id] = record, None
 
     def _fits(self, row: TrajectoryRow) -> bool:
         try:
@@ -150,13 +158,13 @@ class Ended:
         if row.source is not None and row.source.startswith(RING):
             return False
         self._follow()
-        found = self._kept.get(row.id)
-        if found is None:
+        record, learned = self._kept.get(row.id, (None, None))
+        if record is None:
             kept = self._journal.store.trajectory(row.id)
             if kept is None or not self._fits(kept):
                 return False
-            found = kept.payload, self._learned(row.id, kept.payload, number)
-        self.revise(row.id, *found, row.reward)
+            record = kept.payload
+        self.revise(row.id, record, self._learned(row.id, record, number) if learned is None else learned, row.reward)
         return True
 
 
