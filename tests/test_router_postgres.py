@@ -3,7 +3,9 @@
 import itertools
 import json
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -494,3 +496,38 @@ def test_who_waits_for_its_own_lost_session_does_not_go_back_to_its_own_state(ur
         journal.poll()
         assert journal.leading
         assert bits(engine) == kept
+
+
+def test_a_forked_child_leaves_the_watcher_of_its_parent_alone(url: str) -> None:
+    with open_store(url) as store:
+        told: list[int] = []
+        store.watch(lambda: told.append(1))
+        assert store.try_lease()
+        lease: Any = store._lease  # type: ignore[attr-defined]
+        taken, go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with lease._lock:
+                taken.set()
+                go_on.wait(60)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        taken.wait(60)
+        child = os.fork()
+        if child == 0:  # it may neither wait for a thread that it does not have nor speak to the server
+            try:
+                signal.alarm(20)
+                assert lease._watcher is None
+                store.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        status = os.waitpid(child, 0)[1]
+        go_on.set()
+        holder.join()
+        assert status == 0
+        assert store.keep_lease()
+        with open_store(url, namespace="default") as other, other._db.writing() as link:  # type: ignore[attr-defined]
+            other._changed(link)  # type: ignore[attr-defined]
+        wait_for(lambda: told)

@@ -4,6 +4,7 @@ import logging
 import os
 import select
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,6 +16,8 @@ from sona.store.postgres.schema import key_of
 from sona.store.postgres.url import Place
 
 log = logging.getLogger("sona")
+
+_all: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 
 LOOK_SECONDS = 1.0  # between looks of the watching thread at a session that tells nothing
 RETRY_SECONDS = 0.1  # between its looks for a server that is not there
@@ -61,6 +64,7 @@ class Lease:
         self._changed: Callable[[], object] | None = None
         self._watcher: threading.Thread | None = None
         self._stop, self._wake, self._news = False, (-1, -1), False
+        _all.add(self)
 
     @property
     def held(self) -> bool:
@@ -232,10 +236,16 @@ class Lease:
                 self._session.close()
 
     def disown(self) -> None:
-        """In a forked child: the parent keeps the lease."""
-        self._lock = threading.RLock()
-        self._held_in, self._watcher = 0, None
-        if self._wake != (-1, -1):
-            for fd in self._wake:
-                with suppress(OSError):
-                    os.close(fd)
+        """In a forked child: the parent keeps the lease and its watcher."""
+        self._lock = threading.RLock()  # a thread that does not exist here may hold the old one
+        watcher, self._watcher, self._held_in = self._watcher, None, 0
+        if watcher is not None:
+            os.close(self._wake[1])  # not the other end, which the watcher may have closed
+
+
+def _after_fork_in_child() -> None:
+    for lease in list(_all):
+        lease.disown()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
