@@ -382,6 +382,12 @@ REPORT = {
 }
 
 
+def test_before_anything_is_open_there_is_something_to_say(shared: Path) -> None:
+    sidecar = Sidecar(shared / "ring", store=shared / "sona.db", weights=shared / "weights", config=SidecarConfig(engine=CONFIG))
+    assert line(sidecar.report()) == "nothing is open yet"
+    assert "0.0 s" in text(sidecar.report())
+
+
 def test_what_went_wrong_is_said() -> None:
     for part in ("10 trajectories, 4 rewards, epoch 7, ring 25% full", "3 bad", "6 dropped", "5 waiting for the store", "NOT SAVED"):
         assert part in line(REPORT)

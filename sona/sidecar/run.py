@@ -96,7 +96,7 @@ class Sidecar:
     released: the ring fills, and its producer drops and counts.
 
     A ring or weights file that is replaced by another one is left, everything in it learned and saved, for the new one. Where the learning
-    lease is lost, and another process has led before it is taken again, everything is opened again, and what that one has not is read again.
+    lease was lost and another process has led before it is taken again, all are opened anew, and what it has not learned is read again.
 
     Thread-safety
     -------------

@@ -8,6 +8,8 @@ from typing import Any, Self, TextIO
 
 def line(report: dict[str, Any]) -> str:
     """`Sidecar.report` in a line."""
+    if "ring" not in report:
+        return "nothing is open yet"
     ring, bad = report["ring"], sum(report["bad"].values())
     said = f"{report['trajectories']} trajectories, {report['feedback']} rewards, epoch {report['epoch']}"
     said += f", ring {ring['used'] / ring['capacity']:.0%} full"
@@ -21,7 +23,7 @@ def text(report: dict[str, Any]) -> str:
     said = [line(report), f"{report['saves']} saves, {report['again']} records that were learned before, {report['seconds']:.1f} s"]
     if report["bad"]:
         said.append("bad records: " + ", ".join(f"{count} {reason}" for reason, count in sorted(report["bad"].items())))
-    if report["ring"]["damaged"]:
+    if "ring" in report and report["ring"]["damaged"]:
         said.append(f"the ring was damaged {report['ring']['damaged']} times")
     return "\n".join(said)
 
