@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "error when another process reads the ring, writes the weights or learns for the store.",
     )
     learn.add_argument("--ring", required=True, metavar="FILE", help="made when absent; best in /dev/shm")
-    learn.add_argument("--store", required=True, metavar="STORE", help="made when absent")
+    learn.add_argument("--store", required=True, metavar="STORE", help="a file or a URL, made when absent")
     learn.add_argument("--weights", required=True, metavar="FILE", help="made when absent; best in /dev/shm")
     learn.add_argument("--dim", required=True, type=_whole(1, 1 << 20), metavar="N", help="numbers of a request's vector")
     learn.add_argument("--layers", type=_whole(1, 4096), default=1, metavar="N", help="adapters (default: 1)")
@@ -130,29 +130,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     learn.add_argument("--save", type=_seconds, default=1.0, metavar="S", help="seconds between saves, at most (default: 1)")
     learn.add_argument(
-        "--poll", type=_seconds, default=0.001, metavar="S", help="seconds between looks into an empty ring (default: 0.001)"
+        "--poll", type=_seconds, default=0.001, metavar="S", help="seconds between looks into an empty ring, at most 1 (default: 0.001)"
     )
     learn.add_argument("--no-cycles", action="store_true", help="leave background and deep cycles out")
     learn.add_argument("--once", action="store_true", help="learn what is there, save it and end")
     learn.add_argument("--json", action="store_true", help="print the counts as JSON")
     learn.set_defaults(run=_learn)
 
-    doctor = commands.add_parser("doctor", help="what sona finds on this machine, and whether a store is sound")
-    doctor.add_argument("store", nargs="?", metavar="STORE", help="a store to look at")
+    doctor = commands.add_parser("doctor", help="what sona finds on this machine, and whether a store or a snapshot is sound")
+    doctor.add_argument("store", nargs="?", metavar="STORE", help="a store, a file or a URL, or the directory of a snapshot")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(run=_doctor)
 
     verify = commands.add_parser(
         "verify", help="check every page, checksum and reference of a store, or the files of a snapshot; exit 1 if anything is wrong"
     )
-    verify.add_argument("store", metavar="STORE", help="a store, or the directory of a snapshot")
+    verify.add_argument("store", metavar="STORE", help="a store, a file or a URL, or the directory of a snapshot")
     verify.add_argument("--json", action="store_true", help="print JSON")
     verify.set_defaults(run=_verify)
 
     inspect = commands.add_parser(
         "inspect", help="what a store holds: decisions, rewards, arms, learned state, patterns, versions; exit 1 if a part is damaged"
     )
-    inspect.add_argument("store", metavar="STORE")
+    inspect.add_argument("store", metavar="STORE", help="a file or a URL")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _versioned(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("store", metavar="STORE", help="a file or a URL")
     parser.add_argument("--namespace", default="default", metavar="NAME", help="of the store (default: default)")
     parser.add_argument("--name", default="default", metavar="NAME", help="of the engine or router (default: default)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -333,14 +333,15 @@ def _learn(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from sona.health import OPTIONAL, faults, machine_report, store_report
+    from sona.health import OPTIONAL, faults, machine_report
     from sona.report import as_json
 
     report = machine_report()
     unsound = False
     if arguments.store is not None:
-        report["store"] = store_report(arguments.store)
-        unsound = bool(faults(report["store"]))
+        kind, found = _health(arguments.store)
+        report[kind] = found
+        unsound = bool(faults(found))
     if arguments.json:
         print(as_json(report))
         return int(unsound)
@@ -355,23 +356,34 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for name, value in report["environment"].items():
         print(f"setting    {name}={value!r}")
     if arguments.store is not None:
-        _print_store(report["store"])
+        _print_health(kind, found)
     return int(unsound)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from sona.health import faults, snapshot_report, store_report
+    from sona.health import faults
     from sona.report import as_json
 
-    snapshot = os.path.isdir(arguments.store)
-    report = snapshot_report(arguments.store) if snapshot else store_report(arguments.store)
+    kind, found = _health(arguments.store)
     if arguments.json:
-        print(as_json(report))
-    elif snapshot:
+        print(as_json(found))
+    else:
+        _print_health(kind, found)
+    return int(bool(faults(found)))
+
+
+def _health(where: str) -> tuple[str, dict[str, Any]]:
+    """What is there, a snapshot or a store, and its report."""
+    from sona.health import snapshot_report, store_report
+
+    return ("snapshot", snapshot_report(where)) if os.path.isdir(where) else ("store", store_report(where))
+
+
+def _print_health(kind: str, report: Mapping[str, Any]) -> None:
+    if kind == "snapshot":
         _print_snapshot(report)
     else:
         _print_store(report)
-    return int(bool(faults(report)))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -467,7 +479,7 @@ def _print_store(report: Mapping[str, Any]) -> None:
 
     print(f"store      {one_line(report['path'])}, {size(report['file_bytes'])}")
     for name, namespace in report["namespaces"].items():
-        state = "sound" if not namespace["faults"] else f"{len(namespace['faults'])} faults"
+        state = "sound" if not namespace["faults"] else f"{len(namespace['faults'])} fault{'s' * (len(namespace['faults']) != 1)}"
         print(f"  {name}: {namespace['decisions']} decisions, {size(namespace['bytes'])}, {state}")
         for fault in namespace["faults"]:
             print(f"    {one_line(fault)}")

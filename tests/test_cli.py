@@ -223,6 +223,22 @@ def test_verify_finds_what_is_broken(tmp_path: Path, capsys: pytest.CaptureFixtu
     report = json.loads(capsys.readouterr().out)
     assert report["namespaces"]["default"]["faults"]
     assert main(["doctor", str(path)]) == 1
+    assert "2 faults\n" in capsys.readouterr().out
+
+
+def test_doctor_and_verify_take_a_snapshot_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sona.SonaEngine(sona.SonaConfig(hidden_dim=4)) as engine:
+        engine.save(tmp_path / "snapshot")
+    for command in ("verify", "doctor"):
+        assert main([command, str(tmp_path / "snapshot")]) == 0
+        assert "manifest.json: " in capsys.readouterr().out
+    assert main(["doctor", "--json", str(tmp_path / "snapshot")]) == 0
+    assert [about["fault"] for about in json.loads(capsys.readouterr().out)["snapshot"]["snapshots"]] == [None]
+    next((tmp_path / "snapshot").glob("*.safetensors")).write_bytes(b"")
+    for command in ("verify", "doctor"):
+        assert main([command, str(tmp_path / "snapshot")]) == 1
+        assert "sound" not in capsys.readouterr().out
+    assert "expected a store, a file or a URL, got the directory" in fails(["inspect", str(tmp_path / "snapshot")], capsys)
 
 
 def test_looking_at_a_file_does_not_make_a_store_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

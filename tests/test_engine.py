@@ -833,6 +833,8 @@ def test_a_state_of_other_layers_or_another_kind_is_refused(rng: np.random.Gener
             engine.restore(make(**options).state())
     with pytest.raises(SonaVersionError, match="expected 2 layers"):
         make(num_layers=2).restore(engine.state())
+    with pytest.raises(SonaVersionError, match=f"expected 1 layer of dim {DIM}, got 2 layers of dim {DIM}"):
+        engine.restore(make(num_layers=2).state())
     assert everything(engine) == before
 
 

@@ -83,6 +83,12 @@ def test_a_url_is_shown_without_its_password(url, expected):
         assert place.scrubbed("no s3cret/word here") == "no *** here"
 
 
+def test_an_error_of_several_lines_is_told_in_one():
+    with pytest.raises(SonaStoreError, match=r"^postgresql://u@127.0.0.1:1/x: .*[Cc]onnection refused; Is the server .*$") as caught:
+        open_store("postgresql://u@127.0.0.1:1/x")
+    assert "\n" not in str(caught.value)
+
+
 def test_no_error_and_no_log_shows_a_password(caplog):
     caplog.set_level(logging.DEBUG)
     bad = [

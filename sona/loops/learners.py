@@ -1,5 +1,6 @@
 """Everything that learns in an engine, and what it has learned as named arrays."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,13 @@ from sona.loops.learner import learned, new_adapter, new_instant, part, put_lear
 from sona.loops.limits import SourceLimits, Sources
 from sona.loops.taught import Taught
 from sona.loops.trial import Trial
+
+
+def _layers_of(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """What a state is of, for a message."""
+    downs = {key: array for key, array in arrays.items() if key.startswith("layer") and key.endswith(".down")}
+    dims = sorted({str(array.shape[1]) if array.ndim == 2 else "none" for array in downs.values()})
+    return f"{len(downs)} layer{'s' * (len(downs) != 1)} of dim {', '.join(dims)}" if downs else "none"
 
 
 class Learners:
@@ -92,8 +100,10 @@ class Learners:
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Put back what `state` returned, for the same config; SonaVersionError, and nothing changes, when it does not fit."""
         parts = [part(arrays, f"layer{layer}.") for layer in range(len(self.adapters))]
-        if any(kept.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for kept in parts):
-            raise SonaVersionError(f"state: expected {len(parts)} layers of dim {self.config.hidden_dim}, got one of another shape")
+        more = f"layer{len(parts)}.down" in arrays
+        if more or any(kept.get("down", np.empty(0)).shape[1:] != (self.config.hidden_dim,) for kept in parts):
+            expected = f"{len(parts)} layer{'s' * (len(parts) != 1)} of dim {self.config.hidden_dim}"
+            raise SonaVersionError(f"state: expected {expected}, got {_layers_of(arrays)}")
         before = self.state()
         try:
             self.put(arrays)

@@ -57,6 +57,8 @@ def namespaces_of(where: str | os.PathLike[str]) -> list[str]:
 
         return namespaces(os.fspath(where))
     place = Path(where)
+    if place.is_dir():
+        raise SonaStoreError(f"expected a store, a file or a URL, got the directory {os.fspath(where)!r}")
     if not place.is_file():
         raise SonaStoreError(f"no such store: {os.fspath(where)!r}")
     try:

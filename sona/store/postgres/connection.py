@@ -190,7 +190,7 @@ class Connection:
         except psycopg.Error as exc:
             self._failures += 1
             self._retry_at = time.monotonic() + min(RETRY_SECONDS[0] * 2.0 ** min(self._failures - 1, 30), RETRY_SECONDS[1])
-            self._why = self.place.scrubbed(" ".join(str(exc).split()))
+            self._why = self.place.scrubbed(_in_a_line(exc))
             raise SonaStoreError(f"{self.path}: {self._why}") from None
         link = Link(raw, self._timeout / 1000 + GRACE_SECONDS)
         try:
@@ -351,12 +351,17 @@ class Connection:
             raise self._error(exc) from exc
 
     def _error(self, exc: psycopg.Error) -> SonaError:
-        text = self.place.scrubbed(" ".join(str(exc).split()))
+        text = self.place.scrubbed(_in_a_line(exc))
         if isinstance(exc, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
             return SonaStoreError(f"{self.path}: the server took more than {self._timeout} ms: {text}")
         if isinstance(exc, psycopg.errors.DataCorrupted | psycopg.errors.IndexCorrupted):
             return SonaCorruptError(f"{self.path}: {text}")
         return SonaStoreError(f"{self.path}: {text}")
+
+
+def _in_a_line(exc: psycopg.Error) -> str:
+    """What the server or libpq says on several lines, with what it asks or advises there."""
+    return "; ".join(line.strip() for line in str(exc).splitlines() if line.strip())
 
 
 def _watch_over() -> None:
