@@ -48,7 +48,8 @@ def render() -> str:
     """The text of docs/faults.md."""
     table = rows()
     tested = sum(bool(row.tests) for row in table)
-    lines = [HEAD, f"{tested} of {len(table)} cases have tests; of the others it is said why not. Tests are in `tests/` or `csrc/tests/`."]
+    without = "; of the others it is said why not" if tested < len(table) else ""
+    lines = [HEAD, f"{tested} of {len(table)} cases have tests, in `tests/` or `csrc/tests/`{without}."]
     for section in dict.fromkeys(row.section for row in table):
         lines += ["", f"## {section}", "", "| | case | what sona does | shown by |", "|---|---|---|---|"]
         lines += [_line(row) for row in table if row.section == section]
