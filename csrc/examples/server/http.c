@@ -172,7 +172,6 @@ static const char *reason(int status) {
     int status;
     const char *text;
   } known[] = {{200, "OK"},
-               {204, "No Content"},
                {400, "Bad Request"},
                {404, "Not Found"},
                {405, "Method Not Allowed"},

@@ -121,7 +121,7 @@ int learner_create(const arms *a, size_t workers, const char *state, model **out
   pthread_mutex_init(&l->saving, NULL); /* with default attributes neither can fail on Linux or macOS */
   pthread_mutex_init(&l->lock, NULL);
   const sona_status status = build(l);
-  if (status) fprintf(stderr, "learner: %s\n", sona_status_str(status));
+  if (status && status != SONA_ENOMEM) fprintf(stderr, "learner: %s\n", sona_status_str(status));
   int error = status == SONA_ENOMEM ? ENOMEM : status ? EINVAL : 0;
   if (!error && state) error = learner_load(l);
   if (error) {

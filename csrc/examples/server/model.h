@@ -37,7 +37,7 @@ struct model {
   void (*destroy)(model *m);
 };
 
-/* 0, or an errno, with a line on standard error that says what is wrong.  *a is kept and must outlive the model. */
+/* 0, ENOMEM, or another errno after a line on standard error that says what is wrong.  *a is kept and must outlive the model. */
 int plain_create(const arms *a, size_t workers, model **out);
 
 /* state: the file that save writes, read now if it is there; NULL for none. */

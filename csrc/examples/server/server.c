@@ -129,7 +129,7 @@ static void feedback(service *s, const http_request *r, http_answer *a) {
 static void save(service *s, http_answer *a) {
   const int error = s->model->save ? s->model->save(s->model) : 0;
   if (!s->model->save)
-    fail(a, 409, "there is no file to save to: start with --state FILE");
+    fail(a, 409, "nothing to save: this server was started without --state FILE");
   else if (error)
     fail(a, 500, strerror(error));
   else
@@ -201,7 +201,11 @@ static int take_number(const char *text, long least, long most, long *out) {
 
 static int take_options(int argc, char **argv, settings *s) {
   *s = (settings){.host = "127.0.0.1", .port = 8080, .workers = 2, .timeout_ms = 5000};
-  if (argc < 4 || !take_number(argv[2], 1, 1 << 20, &s->count) || !take_number(argv[3], 1, 1 << 16, &s->dim)) return 0;
+  if (argc < 4) return 0;
+  if (!take_number(argv[2], 1, 1 << 20, &s->count) || !take_number(argv[3], 1, 1 << 16, &s->dim)) {
+    fprintf(stderr, "expected K in 1..%d and DIM in 1..%d, got %s and %s\n", 1 << 20, 1 << 16, argv[2], argv[3]);
+    return 0;
+  }
   s->arms = argv[1];
   for (int i = 4; i < argc; i++) {
     const char *const name = argv[i], *const value = i + 1 < argc ? argv[i + 1] : "";
@@ -226,10 +230,15 @@ static int take_options(int argc, char **argv, settings *s) {
     } else {
       good = 0;
     }
-    if (!good || i + takes >= argc) return 0;
+    if (!good || i + takes >= argc) {
+      fprintf(stderr, "expected one of the options below with its value, got %s %s\n", name, value);
+      return 0;
+    }
     i += takes;
   }
-  return !s->ring == !s->weights && (s->plain != 0) + (s->state != NULL) + (s->ring != NULL) <= 1;
+  if (!s->ring == !s->weights && (s->plain != 0) + (s->state != NULL) + (s->ring != NULL) <= 1) return 1;
+  fputs("expected --ring with --weights, and one of --state, --ring and --plain at most\n", stderr);
+  return 0;
 }
 
 /* ---- the process ---- */
@@ -270,7 +279,7 @@ static int run(const settings *o, service *s, const sigset_t *ends) {
   http_server *server = NULL;
   int error = http_start(&http, &server), signal_number;
   if (error) {
-    fprintf(stderr, "%s:%ld: %s\n", o->host, o->port, strerror(error));
+    fprintf(stderr, "%s:%ld: expected an IPv4 address of this machine and a free port: %s\n", o->host, o->port, strerror(error));
     return error;
   }
   printf("listening on %s:%d\n", o->host, http_port(server));
@@ -293,6 +302,7 @@ int main(int argc, char **argv) {
   pthread_sigmask(SIG_BLOCK, &ends, NULL); /* inherited by every thread: only sigwait takes them */
   signal(SIGPIPE, SIG_IGN);
   int error = open_service(&o, &s);
+  if (error == ENOMEM) fputs("out of memory\n", stderr);
   if (!error) error = run(&o, &s, &ends);
   close_service(&s);
   return error != 0;

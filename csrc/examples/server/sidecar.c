@@ -181,6 +181,7 @@ static sona_status build(sidecar *s, const char *ring) {
   if (!status && !s->scratch) status = SONA_ENOMEM;
   if (!status) status = sona_shared_ring_open(ring, SONA_PRODUCER, 0, &s->ring); /* of whatever size it is */
   if (status == SONA_EIO && errno == ENOENT) status = sona_shared_ring_open(ring, SONA_PRODUCER, RING_BYTES, &s->ring);
+  if (status == SONA_EINVAL) status = sona_shared_ring_open(ring, SONA_PRODUCER, 0, &s->ring); /* the learner has made it meanwhile */
   return status;
 }
 
@@ -196,8 +197,7 @@ int sidecar_create(const arms *a, size_t workers, const char *ring, const char *
   pthread_mutex_init(&s->adopting, NULL);
   const sona_status status = build(s, ring);
   if (status) {
-    fprintf(stderr, "%s: %s%s%s\n", ring, sona_status_str(status), status == SONA_EIO ? ": " : "",
-            status == SONA_EIO ? strerror(errno) : "");
+    if (status != SONA_ENOMEM) fprintf(stderr, "%s: %s\n", ring, status == SONA_EIO ? strerror(errno) : sona_status_str(status));
     destroy(&s->base);
     return status == SONA_ENOMEM ? ENOMEM : EINVAL;
   }
