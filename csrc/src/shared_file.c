@@ -60,7 +60,8 @@ static bool make(int fd, size_t size) {
   const int refused = posix_fallocate(fd, 0, (off_t)size);
   if (!refused) return true;
   errno = refused;
-  if (refused != EINVAL && refused != EOPNOTSUPP) return false;
+  /* A file in memory gives up at a signal, and would again at the next one: zeros keep what they have come to. */
+  if (refused != EINVAL && refused != EOPNOTSUPP && refused != EINTR) return false;
 #endif
   for (size_t at = sizeof making; at < size;) {
     const size_t more = size - at < sizeof zeros ? size - at : sizeof zeros;
