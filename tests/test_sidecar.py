@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -184,6 +184,28 @@ def test_records_go_through_a_ring_and_stay_until_they_are_released(shared: Path
     (shared / "other").write_bytes(b"x" * 10_000)
     with pytest.raises(SonaCorruptError, match="remove it"):
         SharedRing(shared / "other", "producer", 4096)
+
+
+def test_layers_are_adopted_by_different_adapters(shared: Path) -> None:
+    """Each is filled before any is shown; and a sequence may make what it yields."""
+    writer, reader = Weights.writer(shared / "weights", layers=2, dim=DIM, max_rank=4), Weights.reader(shared / "weights", layers=2, dim=DIM)
+    writer.publish([Adapter(DIM, rank=2) for _ in range(2)])
+    adapter = Adapter(DIM, rank=2)
+    with pytest.raises(SonaValueError, match="adapters: expected different ones"):
+        reader.adopt([adapter, adapter])
+
+    class Fresh:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, layer: int) -> Adapter:
+            if layer < 2:
+                return Adapter(DIM, rank=2)
+            raise IndexError(layer)
+
+    info = reader.adopt(cast(Sequence[Adapter], Fresh()))
+    assert info is not None
+    assert info[0] == 1
 
 
 def test_weights_are_adopted_as_they_were_published(shared: Path, rng: np.random.Generator) -> None:

@@ -245,9 +245,17 @@ static sona_status take_apart(sona_weights *w, size_t count) {
   return at == count ? SONA_OK : SONA_ECORRUPT;
 }
 
+/* Whether they are different ones: each is to be filled before any is shown. */
+static bool are_different(sona_adapter *const *adapters, size_t n) {
+  for (size_t i = 1; i < n; i++)
+    for (size_t k = 0; k < i; k++)
+      if (adapters[i] == adapters[k]) return false;
+  return true;
+}
+
 sona_status sona_weights_adopt(sona_weights *w, sona_adapter *const *adapters, sona_weights_info *info) {
   const size_t layers = w->options.layers;
-  if (w->writes) return SONA_EINVAL;
+  if (w->writes || !are_different(adapters, layers)) return SONA_EINVAL;
   for (size_t layer = 0; layer < layers; layer++)
     if (sona_adapter_view(adapters[layer]).dim != w->options.dim) return SONA_EINVAL;
   size_t count = 0;

@@ -213,6 +213,12 @@ static void adapters_that_do_not_fit_are_refused(void) {
   CHECK_EQ(sona_weights_adopt(r, l.at, NULL), SONA_EINVAL);
   CHECK_EQ(sona_adapter_describe(l.at[0]).total, 0);
   sona_adapter_destroy(l.at[2]);
+  /* Two layers cannot be shown by one adapter. */
+  for (int i = 0; i < 2; i++) {
+    l.at[2] = l.at[i];
+    CHECK_EQ(sona_weights_adopt(r, l.at, NULL), SONA_EINVAL);
+    CHECK_EQ(sona_adapter_describe(l.at[i]).generation, 1);
+  }
   l.at[2] = kept;
   /* A scale that takes one layer out of float32: then none of them changes. */
   const sona_adapter_options tiny = {.dim = DIM, .rank = 2, .rank_max = 2, .micro = 2, .scale = 1e-30f};

@@ -17,4 +17,4 @@ cdef class Weights:
     cdef size_t *sizes            # (layers) of them
     cdef size_t *rooms            # (layers) bytes that they have
     cdef sona_weights *opened(self) except NULL
-    cdef int take(self, adapters) except -1
+    cdef int take(self, tuple adapters) except -1

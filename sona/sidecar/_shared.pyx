@@ -247,8 +247,8 @@ cdef class Weights:
             raise SonaClosedError(f"{self.path}: the weights are closed")
         return self.weights
 
-    cdef int take(self, adapters) except -1:
-        """Their handles."""
+    cdef int take(self, tuple adapters) except -1:
+        """Their handles; the caller keeps the adapters."""
         if len(adapters) != <Py_ssize_t> self.layers:
             raise SonaValueError(f"adapters: expected {self.layers}, got {len(adapters)}")
         cdef size_t layer
@@ -267,8 +267,9 @@ cdef class Weights:
             Of the store that they are kept in; 0: none.
         """
         cdef size_t layer, need
+        cdef tuple kept = tuple(adapters)
         self.opened()
-        self.take(adapters)
+        self.take(kept)
         for layer in range(self.layers):
             need = sona_adapter_encoded_size(self.handles[layer])
             if need > self.rooms[layer]:
@@ -293,8 +294,11 @@ cdef class Weights:
             The file is damaged; nothing has changed.
         """
         cdef sona_weights_info info
+        cdef tuple kept = tuple(adapters)
         self.opened()
-        self.take(adapters)
+        self.take(kept)
+        if len(set(map(id, kept))) < len(kept):
+            raise SonaValueError("adapters: expected different ones, got one for several layers")
         cdef sona_status status = sona_weights_adopt(self.weights, self.handles, &info)
         if status == SONA_EAGAIN:
             return None

@@ -67,10 +67,11 @@ SONA_API sona_status sona_weights_publish(sona_weights *weights, const void *con
 SONA_API uint64_t sona_weights_epoch(const sona_weights *weights);
 
 /* [reader] Replaces the rows of adapters[layer], for all layers or for none, by the latest publication, and describes it in *info, which
- * may be NULL.  The adapters are different ones, and each changes in one publication of its own; the caller is the writer of all of them.
- * Allocates nothing but for adapters that grow. SONA_EAGAIN     nothing is published yet, or the writer came between again and again
+ * may be NULL.  Each adapter changes in one publication of its own; the caller is the writer of all of them.
+ * Allocates nothing but for adapters that grow.
+ *   SONA_EAGAIN     nothing is published yet, or the writer came between again and again
  *   SONA_ECORRUPT   the file is damaged
- *   SONA_EINVAL     an adapter of another dim, or a writer's handle
+ *   SONA_EINVAL     an adapter of another dim, one of two layers, or a writer's handle
  *   SONA_ENONFINITE, SONA_ENOMEM
  * The adapters are as they were on failure. */
 SONA_API sona_status sona_weights_adopt(sona_weights *weights, sona_adapter *const *adapters, sona_weights_info *info);
