@@ -348,6 +348,10 @@ MALFORMED = {
     "two hosts": (400, request("POST /embed HTTP/1.1", "Host: there", body=VECTOR)),
     "folded header": (400, request("POST /embed HTTP/1.1", " and more", body=VECTOR)),
     "space before the colon": (400, request("POST /embed HTTP/1.1", "Content-Length : 3", body=VECTOR)),
+    "another name that looks alike": (400, request("POST /embed HTTP/1.1", "Content-Length\x0b: 3", body=VECTOR)),
+    "a line end of half": (400, request("POST /embed HTTP/1.1", "X: y\rContent-Length: 3", body=VECTOR)),
+    "a line end of half in the first line": (400, request("POST /embed\r HTTP/1.1", body=VECTOR)),
+    "method of no letters": (400, request("PO\"ST /embed HTTP/1.1", body=VECTOR)),
     "no colon": (400, request("POST /embed HTTP/1.1", "nothing", body=VECTOR)),
     "zero byte": (400, request("POST /em\0bed HTTP/1.1", body=VECTOR)),
     "bare line ends": (400, b"GET /stats HTTP/1.1\nHost: here\n\r\n"),
@@ -511,6 +515,21 @@ def test_it_ends_with_connections_open(start: Callable[..., Server], arms: np.nd
         server.end(how)
         assert time.monotonic() - began < 5
         assert everything(idle) == b""
+
+
+def test_what_has_arrived_when_it_is_told_to_end_is_answered(start: Callable[..., Server], arms: np.ndarray) -> None:
+    for _ in range(5):
+        server = start(arms, "--threads", 1)
+        server.stats()
+        with server.connect() as s:
+            s.sendall(request(body=VECTOR))
+            answer = s.recv(1 << 16)
+            os.kill(server.process.pid, signal.SIGSTOP)
+            s.sendall(request(body=VECTOR))
+            os.kill(server.process.pid, signal.SIGTERM)
+            os.kill(server.process.pid, signal.SIGCONT)
+            assert everything(s) == answer
+        server.end()
 
 
 def test_it_listens_on_the_loopback_only(start: Callable[..., Server], arms: np.ndarray) -> None:
@@ -728,6 +747,16 @@ def test_a_full_ring_costs_records_and_no_answers(start: Callable[..., Server], 
     assert server.feedback(1, 1) == 200
     assert server.route(x)["id"] == recorded + 2
     consumer.close()
+
+
+def test_a_ring_that_no_decision_fits_into_is_told(built: Path, tmp_path: Path) -> None:
+    sidecar = pytest.importorskip("sona.sidecar")
+    sidecar.SharedRing.consumer(tmp_path / "ring", 4096).close()
+    np.ones((2, 512), "<f4").tofile(tmp_path / "arms.f32")  # a record has two vectors of 2 KiB, the ring takes at most 2 KiB
+    options = ["arms.f32", "2", "512", "--port", "0", "--ring", "ring", "--weights", "weights"]
+    done = subprocess.run([built / "server", *options], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "ring: a bounded structure is full" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["ring", "weights"])

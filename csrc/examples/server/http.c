@@ -70,6 +70,16 @@ typedef struct span {
 
 static int is(span s, const char *word) { return s.size == strlen(word) && strncasecmp(s.at, word, s.size) == 0; }
 
+/* What names of methods and headers are made of: a name with anything else in it may be another name to a proxy in front. */
+static int is_token(span s) {
+  static const char others[] = "!#$%&'*+-.^_`|~";
+  for (size_t i = 0; i < s.size; i++) {
+    const char c = s.at[i];
+    if (!(c >= '0' && c <= '9') && !(c >= 'A' && c <= 'Z') && !(c >= 'a' && c <= 'z') && !memchr(others, c, sizeof others - 1)) return 0;
+  }
+  return s.size > 0;
+}
+
 /* Cuts off what stands before the first `end`, which is dropped; 0 when there is none. */
 static int cut(span *rest, char end, span *before) {
   char *const found = memchr(rest->at, end, rest->size);
@@ -77,6 +87,11 @@ static int cut(span *rest, char end, span *before) {
   *before = (span){rest->at, (size_t)(found - rest->at)};
   *rest = (span){found + 1, rest->size - before->size - 1};
   return 1;
+}
+
+/* A line, without the CR LF that ends it; 0 when it does not, or when it has a CR inside, which others may take for an end. */
+static int cut_line(span *rest, span *line) {
+  return cut(rest, '\n', line) && line->size > 0 && line->at[--line->size] == '\r' && !memchr(line->at, '\r', line->size);
 }
 
 static span trimmed(span s) {
@@ -122,8 +137,8 @@ static int parse(span all, size_t max_body, http_request *request, size_t *taken
   if (memchr(all.at, '\0', head)) return 400;
 
   span rest = {all.at, head - 2}, line, method, target, version;
-  if (!cut(&rest, '\n', &line) || line.size == 0 || line.at[--line.size] != '\r') return 400;
-  if (!cut(&line, ' ', &method) || !cut(&line, ' ', &target) || method.size == 0 || target.size == 0) return 400;
+  if (!cut_line(&rest, &line) || !cut(&line, ' ', &method) || !cut(&line, ' ', &target)) return 400;
+  if (!is_token(method) || target.size == 0) return 400;
   version = line;
   const int modern = is(version, "HTTP/1.1");
   if (!modern && !is(version, "HTTP/1.0")) return 505;
@@ -132,10 +147,9 @@ static int parse(span all, size_t max_body, http_request *request, size_t *taken
   int64_t length = -1;
   int hosts = 0;
   *keep = modern;
-  while (cut(&rest, '\n', &line)) {
+  while (rest.size > 0) {
     span name;
-    if (line.size == 0 || line.at[--line.size] != '\r') return 400;
-    if (!cut(&line, ':', &name) || name.size == 0 || memchr(name.at, ' ', name.size) || memchr(name.at, '\t', name.size)) return 400;
+    if (!cut_line(&rest, &line) || !cut(&line, ':', &name) || !is_token(name)) return 400;
     const span value = trimmed(line);
     if (is(name, "host")) {
       hosts++;
@@ -328,7 +342,7 @@ static void *serve(void *argument) {
     }
     if (p[1].revents) take_in(w, now);
   }
-  while (w->count) drop(w, w->count - 1);
+  for (const int64_t now = now_ms(); w->count; drop(w, w->count - 1)) (void)step(w, &w->connections[w->count - 1], POLLIN, now);
   return NULL;
 }
 
@@ -350,7 +364,9 @@ static int prepare(http_server *s, worker *w, size_t number) {
   *w = (worker){.server = s, .number = number};
   w->connections = calloc(s->o.connections, sizeof *w->connections);
   w->polled = calloc(2 + s->o.connections, sizeof *w->polled);
-  if (!w->connections || !w->polled || posix_memalign((void **)&w->body, 64, s->o.max_answer + 64)) return ENOMEM;
+  void *body = NULL;
+  if (!w->connections || !w->polled || posix_memalign(&body, 64, s->o.max_answer + 64)) return ENOMEM;
+  w->body = body;
   for (size_t i = 0; i < s->o.connections; i++) {
     w->connections[i].in = malloc(s->in_room);
     w->connections[i].out = malloc(s->out_room);
