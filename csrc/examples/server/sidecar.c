@@ -95,6 +95,12 @@ static void direction_of(const arms *a, size_t arm, float *probability, float *v
   sona_kernels_get(NULL)->gemv_t(a->vectors, a->dim, probability, v, a->count, a->dim);
 }
 
+/* Bytes of a decision. */
+static size_t record_size(const sidecar *s) {
+  static const float some;
+  return sona_record_size(s->arms->dim, &(sona_record_step){.activations = &some}, 1);
+}
+
 /* Its number, or 0 when the ring is full: then the request is answered all the same and nobody can reward it. */
 static uint64_t record(sidecar *s, const float *x, const sona_record_step *step) {
   const size_t dim = s->arms->dim, size = sona_record_size(dim, step, 1);
@@ -182,6 +188,7 @@ static sona_status build(sidecar *s, const char *ring) {
   if (!status) status = sona_shared_ring_open(ring, SONA_PRODUCER, 0, &s->ring); /* of whatever size it is */
   if (status == SONA_EIO && errno == ENOENT) status = sona_shared_ring_open(ring, SONA_PRODUCER, RING_BYTES, &s->ring);
   if (status == SONA_EINVAL) status = sona_shared_ring_open(ring, SONA_PRODUCER, 0, &s->ring); /* the learner has made it meanwhile */
+  if (!status && sona_shared_ring_max_record(s->ring) < record_size(s)) status = SONA_EFULL; /* of any record, always */
   return status;
 }
 
