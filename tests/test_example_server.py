@@ -351,7 +351,7 @@ MALFORMED = {
     "another name that looks alike": (400, request("POST /embed HTTP/1.1", "Content-Length\x0b: 3", body=VECTOR)),
     "a line end of half": (400, request("POST /embed HTTP/1.1", "X: y\rContent-Length: 3", body=VECTOR)),
     "a line end of half in the first line": (400, request("POST /embed\r HTTP/1.1", body=VECTOR)),
-    "method of no letters": (400, request("PO\"ST /embed HTTP/1.1", body=VECTOR)),
+    "method of no letters": (400, request('PO"ST /embed HTTP/1.1', body=VECTOR)),
     "no colon": (400, request("POST /embed HTTP/1.1", "nothing", body=VECTOR)),
     "zero byte": (400, request("POST /em\0bed HTTP/1.1", body=VECTOR)),
     "bare line ends": (400, b"GET /stats HTTP/1.1\nHost: here\n\r\n"),

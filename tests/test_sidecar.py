@@ -188,7 +188,10 @@ def test_records_go_through_a_ring_and_stay_until_they_are_released(shared: Path
 
 def test_layers_are_adopted_by_different_adapters(shared: Path) -> None:
     """Each is filled before any is shown; and a sequence may make what it yields."""
-    writer, reader = Weights.writer(shared / "weights", layers=2, dim=DIM, max_rank=4), Weights.reader(shared / "weights", layers=2, dim=DIM)
+    writer, reader = (
+        Weights.writer(shared / "weights", layers=2, dim=DIM, max_rank=4),
+        Weights.reader(shared / "weights", layers=2, dim=DIM),
+    )
     writer.publish([Adapter(DIM, rank=2) for _ in range(2)])
     adapter = Adapter(DIM, rank=2)
     with pytest.raises(SonaValueError, match="adapters: expected different ones"):
