@@ -480,6 +480,25 @@ def test_two_threads_that_look_at_once_learn_once(tmp_path: Path, monkeypatch: p
         assert journal.replayed == 3
 
 
+def test_a_reward_that_another_thread_came_past_does_not_hide_later_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own rewards are in the store, and looked at there, before the writer has said so; then another process reports another reward."""
+    with open_router(tmp_path / "s.db") as router, SqliteStore(tmp_path / "s.db") as other:
+        journal = journal_of(router)
+        appended = journal._appended
+
+        def look_first(last: int, rows: list[Any]) -> None:
+            journal._replay()
+            appended(last, rows)
+
+        monkeypatch.setattr(journal, "_appended", look_first)
+        d = router.route(world().draw()[0])
+        assert router.feedback(d.id, 1.0, sync=True)
+        monkeypatch.undo()
+        other.append([], [FeedbackRow(d.id, 0.0, 0.0)])
+        poll(router)
+        assert (router.stats()["learned"], router.stats()["revised"]) == (1, 1)
+
+
 def test_the_store_is_looked_at_once_a_second(tmp_path: Path) -> None:
     now = [100.0]
     with open_router(tmp_path / "s.db") as router:
