@@ -46,7 +46,8 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/cython-lint sona
-	$(BIN)/clang-format --dry-run --Werror csrc/include/sona/*.h csrc/src/*.[ch] csrc/tests/*.[ch] csrc/proofs/*.[ch] csrc/proofs/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/include/sona/*.h csrc/src/*.[ch] csrc/tests/*.[ch] csrc/proofs/*.[ch] csrc/proofs/*.cpp \
+		csrc/examples/*.c csrc/examples/server/*.[ch]
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs sona csrc tests asv_benchmarks
 	$(BIN)/mypy
 

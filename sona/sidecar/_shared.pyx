@@ -207,7 +207,8 @@ cdef class Weights:
             status = sona_weights_open(name, &options, &self.weights)
         cdef int number = errno
         if status != SONA_OK:
-            expected = f"expected {layers} layer{'s' * (layers != 1)} of {dim} numbers" + (f" and at most {max_rank} rows" if role == "writer" else "")
+            expected = f"expected {layers} layer{'s' * (layers != 1)} of {dim} numbers"
+            expected += f" and at most {max_rank} rows" if role == "writer" else ""
             expected += f" of the model {fingerprint:#x}" if fingerprint else ""
             _raise(status, number, self.path, "another process writes these weights", f"{expected}, got the weights of others")
         self.layers, self.dim = layers, dim

@@ -188,7 +188,7 @@ static sona_status build(sidecar *s, const char *ring) {
   if (!status) status = sona_shared_ring_open(ring, SONA_PRODUCER, 0, &s->ring); /* of whatever size it is */
   if (status == SONA_EIO && errno == ENOENT) status = sona_shared_ring_open(ring, SONA_PRODUCER, RING_BYTES, &s->ring);
   if (status == SONA_EINVAL) status = sona_shared_ring_open(ring, SONA_PRODUCER, 0, &s->ring); /* the learner has made it meanwhile */
-  if (!status && sona_shared_ring_max_record(s->ring) < record_size(s)) status = SONA_EFULL; /* of any record, always */
+  if (!status && sona_shared_ring_max_record(s->ring) < record_size(s)) status = SONA_EFULL;   /* of any record, always */
   return status;
 }
 
