@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../src/shared_ring_core.h"
 #include "fuzz.h"
 #include "sona/shared_ring.h"
 #include "sona/weights.h"
@@ -33,13 +34,32 @@ static void spoil(input *in, const char *path) {
   close(fd);
 }
 
+/* A liar that knows the format: an index, or a header, whose check is right. */
+static void forge(input *in, const char *path) {
+  const int fd = open(path, O_RDWR | O_CLOEXEC);
+  if (fd < 0) return;
+  if (lseek(fd, 0, SEEK_END) == HEAD + CAPACITY) {
+    static const off_t indices[] = {128, 136, 256};
+    const uint64_t small = take(in, 2), value = choose(in, 4) ? small : SONA_SEALED_MAX - small;
+    if (choose(in, 2)) {
+      const uint64_t word = sona_seal(value);
+      PROMISE(pwrite(fd, &word, sizeof word, indices[choose(in, 3)]) == sizeof word);
+    } else {
+      const uint64_t index = take(in, 1), size = choose(in, 4) ? take(in, 2) : SONA_SHARED_SKIP;
+      const uint64_t header[2] = {size | sona_shared_check(index, size, value) << 32, value};
+      PROMISE(pwrite(fd, header, sizeof header, HEAD + (off_t)index * SONA_UNIT) == sizeof header);
+    }
+  }
+  close(fd);
+}
+
 static void check_ring(input *in) {
   sona_shared_ring *side[2] = {NULL, NULL};
   int spoiled = 0;
-  uint64_t pushed = 0, got = 0, latest = 0;
+  uint64_t mark = 0;
   for (int steps = 0; in->left && steps < 200; steps++) {
     const int which = (int)choose(in, 2);
-    unsigned char data[256];
+    unsigned char data[CAPACITY / 2];
     size_t size = 0;
     uint64_t sequence = 0;
     switch (choose(in, 8)) {
@@ -56,12 +76,11 @@ static void check_ring(input *in) {
       }
       case 1:
       case 2: {
-        size = choose(in, 4) ? choose(in, 200) : (size_t)take(in, 2);
+        size = choose(in, 4) * 600 + choose(in, 232);
         if (!side[0] || size > sizeof data) break;
         memset(data, (int)size, size);
         const sona_status status = sona_shared_ring_push(side[0], data, size, &sequence);
-        PROMISE(status == SONA_OK || status == SONA_EFULL);
-        pushed += status == SONA_OK;
+        PROMISE(status == SONA_OK || status == SONA_EFULL || size > sona_shared_ring_max_record(side[0]));
         break;
       }
       case 3:
@@ -75,17 +94,21 @@ static void check_ring(input *in) {
         if (!spoiled) {
           for (size_t i = 0; i < size; i++) PROMISE(record[i] == (unsigned char)size);
           PROMISE(sequence >= 1);
-          got++, latest = sequence;
         }
         (void)sum;
         break;
       }
       case 5:
-        if (side[1]) sona_shared_ring_release(side[1]);
+        if (!side[1]) break;
+        switch (choose(in, 4)) {
+          case 0: mark = sona_shared_ring_mark(side[1]); break;
+          case 1: sona_shared_ring_release_to(side[1], mark); break;
+          default: sona_shared_ring_release(side[1]);
+        }
         break;
       case 6:
         if (choose(in, 4)) break;
-        spoil(in, ring_path);
+        choose(in, 2) ? spoil(in, ring_path) : forge(in, ring_path);
         spoiled = 1;
         break;
       case 7:
@@ -94,7 +117,6 @@ static void check_ring(input *in) {
         break;
     }
   }
-  (void)pushed, (void)got, (void)latest;
   for (int i = 0; i < 2; i++) sona_shared_ring_close(side[i]);
 }
 
