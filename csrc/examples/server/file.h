@@ -9,7 +9,8 @@
 int file_read(const char *path, void **bytes, size_t *size);
 
 /* Writes <path>.new, waits for the disk, renames: whoever reads finds the old file or the new one, after a power loss too.  0, or an errno,
- * and then the old file stands.  One caller at a time for each path. */
+ * and then the old file stands; the new one only where the disk refused no more than to make the rename durable.  One caller at a time for
+ * each path. */
 int file_replace(const char *path, const void *bytes, size_t size);
 
 /* FNV-1a, 64 bits: against accidents, not against people. */
