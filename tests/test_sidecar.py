@@ -475,7 +475,7 @@ def test_a_store_that_another_process_learns_for_is_an_error(place: Place) -> No
 def test_what_belongs_to_another_model_is_an_error(place: Place) -> None:
     place.command += ["--fingerprint", "one"]
     place.once()
-    for change, reason in ((["--fingerprint", "two"], "the model"), (["--dim", "9"], "another shape")):
+    for change, reason in ((["--fingerprint", "two"], "the model"), (["--dim", "9"], "of dim 9, got ")):
         out, err = (process := place.start("--once", *change)).communicate(timeout=60)
         assert process.returncode == 1
         assert reason in err

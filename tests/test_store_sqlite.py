@@ -9,8 +9,9 @@ import pytest
 from stores import VERSION, decision, feedback, raw, trajectory
 
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError, SonaWarning
-from sona.store import SqliteStore
+from sona.store import SqliteStore, open_store
 from sona.store import sqlite as sqlite_module
+from sona.store.open import namespaces_of
 from sona.store.sqlite import lease, mounts, schema
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,6 +46,22 @@ def test_a_copy_of_the_files_made_after_append_holds_the_rows(path, tmp_path):
     with SqliteStore(copy / "sona.db") as again:
         assert again.decision(1) == decision(1)
         assert again.reward(1) == 1.0
+
+
+def test_a_url_of_something_else_is_no_path_and_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url, said in (
+        ("mysql://u:secret@h/x", "mysql:"),
+        ("PostgreSQL://u:secret@h/x", "PostgreSQL:"),
+        ("postgresql+psycopg://u:secret@h/x", r"postgresql\+psycopg:"),
+        ("postgres:u:secret@h/x", "postgres:"),
+    ):
+        for look in (open_store, namespaces_of):
+            with pytest.raises(SonaValueError, match=f"begins with postgresql://, got one that begins with {said}$"):
+                look(url)
+    assert os.listdir(tmp_path) == []
+    with open_store("a:b.db") as store:
+        assert store.count() == 0
 
 
 def test_commits_wait_for_the_disk(store):

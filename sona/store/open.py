@@ -1,21 +1,27 @@
 """Which store is meant by a path or a URL."""
 
 import os
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sona.errors import SonaCorruptError, SonaStoreError
+from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.store.protocol import Store
 from sona.store.sqlite import SqliteStore
 
 SCHEMES = ("postgresql://", "postgres://")
+_OTHER = re.compile(r"(?:[a-z][a-z0-9+.-]*:(?=//)|postgres(?:ql)?:)", re.IGNORECASE)
 
 
 def is_url(where: object) -> bool:
-    """Whether `where` names a PostgreSQL server; everything else is a path."""
-    return isinstance(where, str) and where.startswith(SCHEMES)
+    """Whether `where` names a PostgreSQL server; else a path, or SonaValueError where it is another URL."""
+    if not isinstance(where, str) or where.startswith(SCHEMES):
+        return isinstance(where, str)
+    if other := _OTHER.match(where):
+        raise SonaValueError(f"expected a path, or a URL that begins with postgresql://, got one that begins with {other.group()}")
+    return False
 
 
 def open_store(where: str | os.PathLike[str], **options: Any) -> Store:
@@ -33,6 +39,8 @@ def open_store(where: str | os.PathLike[str], **options: Any) -> Store:
     ------
     MissingExtraError
         A URL, and psycopg is not installed.
+    SonaValueError
+        A URL of something else.
     SonaError
         As the stores.
     """
