@@ -46,6 +46,14 @@ def cut_lease(router: Router | SonaEngine) -> None:
         wait_for(lambda: link.execute("SELECT 1 FROM pg_stat_activity WHERE pid = ?", (pid,)).fetchone() is None)
 
 
+def only_when_asked(router: Router) -> None:
+    """It looks at the store, and for the lease, when the test says so: its clock stands still and it is told nothing."""
+    journal = journal_of(router)
+    journal.store.watch(None)
+    journal._clock = lambda: 0.0
+    journal._next_poll = 1.0
+
+
 # ---- as with a file ----
 
 
@@ -188,7 +196,7 @@ def test_who_loses_the_lease_to_another_follows_it(url: str) -> None:
     with open_router(url, seed=1) as first, open_router(url, seed=1) as second:
         leader, follower = journal_of(first), journal_of(second)
         for router in (first, second):
-            router.engine.store.watch(None)  # type: ignore[union-attr]
+            only_when_asked(router)
         assert (leader.leading, follower.leading) == (True, False)
         requests = [source.draw() for _ in range(60)]
         decisions = [first.route(x) for x, _ in requests]
@@ -237,7 +245,7 @@ def test_what_was_learned_before_the_lease_was_lost_is_learned_again_where_the_s
     source = world()
     with open_router(url, guard=False) as first, open_router(url, guard=False) as second:
         for router in (first, second):
-            router.engine.store.watch(None)  # type: ignore[union-attr]
+            only_when_asked(router)
         serve(first, source, 10)
         first.flush()
         journal_of(first).save()
@@ -275,7 +283,7 @@ def test_memory_follows_who_leads(url: str) -> None:
     with open_router(url) as first, open_router(url) as second:
         dim = first.engine.config.hidden_dim
         for router in (first, second):
-            router.engine.store.watch(None)  # type: ignore[union-attr]
+            only_when_asked(router)
         first.engine.memory.add(np.ones(dim), "kept")
         first.engine.flush()
         first.engine.memory.add(-np.ones(dim), "not kept")
@@ -376,9 +384,9 @@ def test_a_server_that_restarts_in_the_middle_of_a_cycle_leaves_what_was(own_ser
         before, versions = learned_bits(router), len(router.engine.versions())
         real = store.put_version
 
-        def restart_first(*arguments: Any) -> int:
+        def restart_first(*arguments: Any, **options: Any) -> int:
             own_server.restart("immediate")
-            return int(real(*arguments))
+            return int(real(*arguments, **options))
 
         store.put_version = restart_first
         with pytest.raises(SonaStoreError):
