@@ -29,7 +29,7 @@ def _raise(int status, int number, str path, str busy, str version):
     if status == SONA_EBUSY:
         raise SonaStoreError(f"{path}: {busy}")
     if status == SONA_ECORRUPT:
-        raise SonaCorruptError(f"{path}: expected a file of sona's for this use, got a damaged or another one; one that is removed is made anew")
+        raise SonaCorruptError(f"{path}: expected a file of sona for this use, got a damaged or another one; one that is gone is made anew")
     if status == SONA_EVERSION:
         raise SonaVersionError(f"{path}: {version}")
     check(<sona_status> status, path)
