@@ -30,13 +30,7 @@ class Integrity(Namespace):
                 ):
                     try:
                         found.extend(part(conn))
-                    except (
-                        TypeError,
-                        ValueError,
-                        KeyError,
-                        IndexError,
-                        OverflowError,
-                    ) as exc:  # an index that leads to no row, text for bytes
+                    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as exc:  # an index that leads to no row
                         found.append(f"{what}: cannot be read: {exc!r:.200}")
         except (SonaCorruptError, SonaStoreError) as exc:
             found.append(f"unreadable: {exc}")
