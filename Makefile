@@ -22,17 +22,20 @@ help:
 install_with = $(BIN)/python -m pip install --no-build-isolation --config-settings editable_mode=compat --editable '.[$(1)]' \
 	>> $(VENV)/install.log 2>&1 || (cat $(VENV)/install.log; exit 1)
 
-$(STAMP): pyproject.toml setup.py
-	@echo "installing into $(VENV)"
+$(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --upgrade pip 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0' > $(VENV)/install.log 2>&1 || (cat $(VENV)/install.log; exit 1)
+	@$(BIN)/python -m pip install --upgrade pip 'setuptools>=77' 'Cython>=3.1' 'numpy>=2.0' > $(VENV)/install.log 2>&1 || (cat $(VENV)/install.log; rm $@; exit 1)
+
+$(STAMP): pyproject.toml setup.py | $(VENV)/bin/python
+	@echo "installing into $(VENV)"
 	@$(call install_with,plot)
 	@touch $(STAMP)
 
-$(STAMP)-dev: $(STAMP)
-	@echo "installing what the tests need"
+# With all that `install` needs: pip compiles everything each time.
+$(STAMP)-dev: pyproject.toml setup.py | $(VENV)/bin/python
+	@echo "installing into $(VENV), with what the tests need"
 	@$(call install_with,dev)
-	@touch $(STAMP)-dev
+	@touch $(STAMP) $(STAMP)-dev
 
 install: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_clib build_ext --inplace
