@@ -58,6 +58,7 @@ def check_protocols(names: tuple[str, ...]) -> None:
             assert sum(line.startswith(f"{name} {twin}: assertion violated") for line in out) == 1
 
 
+@pytest.mark.slow
 def test_the_protocol_between_processes_holds_in_every_interleaving() -> None:
     check_protocols(("shared_ring",))
 
@@ -76,6 +77,7 @@ def test_every_memory_order_is_strong_enough_and_every_weaker_one_is_found() -> 
     assert "acquire load in sona_shared_look_at_tail as relaxed: " in out
 
 
+@pytest.mark.slow
 def test_what_fuzzing_has_kept_breaks_no_promise() -> None:
     out = make(PROOFS, "seeds", needs=()).splitlines()
     targets = sorted(path.name for path in (PROOFS / "seeds").iterdir())
