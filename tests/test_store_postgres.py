@@ -302,7 +302,7 @@ def test_a_group_whose_fate_cannot_be_learned_at_once_is_not_written_twice(store
     waiting = [rows]
     writer = GroupWriter(store, lambda: waiting.pop() if waiting else ((), (), ()), start=False, on_error=lambda _: None)
 
-    def unreachable(self: Any, transaction: str) -> None:
+    def unreachable(self: Any, mark: int) -> None:
         raise SonaStoreError("not reachable")
 
     with monkeypatch.context() as patched:
@@ -313,10 +313,33 @@ def test_a_group_whose_fate_cannot_be_learned_at_once_is_not_written_twice(store
         with pytest.raises(SonaStoreError):
             writer.flush()
     waiting.append([[decision(2)], [feedback(2)], []])  # comes meanwhile
+    store.put_arms(["a"], b"", b"")  # so does another transaction
     writer.flush()
     assert [(seq, row.id, row.reward) for seq, row in store.feedback_after(0)] == [(1, 1, 0.25), (2, 1, 0.75), (3, 2, 1.0)]
     assert store.count() == 2
     writer.close()
+
+
+def test_a_commit_that_a_crash_of_the_server_undid_is_not_taken_for_done(own_server, monkeypatch):
+    """After a crash the server gives out numbers of transactions again of which nothing had reached its log: they say nothing."""
+    place = PostgresPlace(own_server.url())
+    execute = connection.Link.execute
+
+    def crash(self: Any, sql: str, parameters: Any = (), /, **options: Any) -> Any:
+        if sql == "COMMIT":
+            monkeypatch.setattr(connection.Link, "execute", execute)
+            own_server.restart("immediate")
+            for _ in range(30):  # others, which are done
+                place.raw("SELECT pg_current_xact_id()")
+        return execute(self, sql, parameters, **options)
+
+    with place.open() as store:
+        store.append([decision(1)], [feedback(1)])
+        monkeypatch.setattr(connection.Link, "execute", crash)
+        with pytest.raises(SonaStoreError):
+            store.append([decision(2)], [feedback(2)])
+        assert (store.count(), store.last_seq()) == (1, 1)
+        assert store.append([decision(2)], [feedback(2)]) == 2
 
 
 def test_a_statement_that_waits_too_long_is_a_store_error(place):

@@ -13,8 +13,8 @@ class UnknownOutcome(SonaStoreError):
 
     Attributes
     ----------
-    transaction : str
-        Its number on the server.
+    mark : int
+        What the transaction left in the database if it was done.
     """
 
-    transaction = ""
+    mark = 0

@@ -121,7 +121,7 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
         self._clock = clock
         self._place = Place.of(url, schema)
         self.path = self._place.shown
-        self._doubt: tuple[str, Group, int] | None = None  # transaction, rows and last number of a group that may be there
+        self._doubt: tuple[int, Group, int] | None = None  # mark, rows and last number of a group that may be there
         self._last = 0
         self._db: Connection = Connection(self._place, statement_timeout_ms=statement_timeout_ms)
         try:
@@ -210,11 +210,9 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
     def _append(self, decisions: list[DecisionRow], feedback: list[FeedbackRow], trajectories: list[TrajectoryRow]) -> int:
         group = decisions, feedback, trajectories
         if self._doubt is not None:
-            transaction, doubted, last = self._doubt
+            mark, doubted, last = self._doubt
             if doubted == group:
-                done = self._db.committed(transaction)
-                if done is None:
-                    raise SonaStoreError(f"{self.path}: the server is still at the commit whose answer was lost")
+                done = self._db.committed(mark)
                 self._doubt = None
                 if done:
                     return last if feedback else self.last_seq()
@@ -222,7 +220,7 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
         try:
             return super()._append(*group)
         except UnknownOutcome as unknown:
-            self._doubt = unknown.transaction, group, self._last
+            self._doubt = unknown.mark, group, self._last
             raise
 
     def _insert_decisions(self, conn: Link, rows: list[DecisionRow]) -> None:

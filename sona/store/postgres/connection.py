@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import os
+import secrets
 import select
 import socket
 import threading
@@ -25,6 +26,7 @@ from sona.store.postgres.url import Place
 CONNECT_SECONDS = 5
 RETRY_SECONDS = (0.05, 5.0)  # first and longest wait between attempts to connect; calls in between fail at once
 GRACE_SECONDS = 5.0  # that a server may be silent beyond its statement timeout
+FATES = 16
 RESOLVE_SECONDS = 3.0  # for learning what became of a commit whose answer was lost
 
 _all: "weakref.WeakSet[Connection]" = weakref.WeakSet()
@@ -139,6 +141,9 @@ class Connection:
         self.ns: int | None = None  # whose row every transaction locks
         self._timeout = statement_timeout_ms
         self._prepare = prepare
+        self._key = secrets.randbits(62)  # under which the database has the mark of the last transaction
+        self._unknown = 0  # mark of a transaction of which nobody knows yet whether it was done
+        self._fates: dict[int, bool] = {}  # what became of such ones, by mark; the newest
         self._on_open = on_open
         self._link: Link | None = None
         self._closed_because: str | None = None
@@ -198,6 +203,8 @@ class Connection:
                 schema.set_up(link, self.place, self._timeout)
                 if self._prepare:
                     schema.prepare(link, self.place)
+                    link.execute("DELETE FROM commits WHERE time < now() - interval '7 days'")  # of those who did not close
+                    link.execute("INSERT INTO commits VALUES (?, 0, now()) ON CONFLICT (session) DO NOTHING", (self._key,))
                 schema.adopt_vectors(link, self.place)
                 if self._on_open is not None:
                     self._on_open(link)
@@ -249,10 +256,10 @@ class Connection:
             See there.
         """
         with self.reading() as link:
-            transaction = None
+            mark = secrets.randbits(62) + 1
             try:
                 link.execute("BEGIN")
-                transaction = self._begun(link, fence)
+                self._begin(link, fence, mark)
                 yield link
             except BaseException:
                 with suppress(psycopg.Error):
@@ -264,10 +271,10 @@ class Connection:
             except psycopg.Error as exc:
                 if not link.broken:
                     raise
-                self._resolve(transaction, exc)
+                self._resolve(mark, exc)
 
-    def _begun(self, link: Link, fence: int | None) -> str:
-        """The number of the transaction that has just begun and may go on."""
+    def _begin(self, link: Link, fence: int | None, mark: int) -> None:
+        """Lock, check that the transaction may go on, and leave a mark, which is there if the transaction is."""
         lock = "SELECT fence FROM namespaces WHERE ns = ? FOR UPDATE"
         if self.ns is not None:
             found = link.execute(lock, (self.ns,)).fetchone()
@@ -275,36 +282,50 @@ class Connection:
                 raise SonaCorruptError(f"{self.path}: the namespace is gone from the database")
             if fence is not None and found[0] != fence:
                 raise LeaseLost(f"{self.path}: the learning lease was lost to another process (number {found[0]}, this was {fence})")
-        version, transaction = link.execute("SELECT version, pg_current_xact_id()::text FROM sona_schema").fetchone()
+        (version,) = link.execute("SELECT version FROM sona_schema").fetchone()
         if version != schema.current_version():  # a newer sona has migrated it since
             raise SonaVersionError(
                 f"{self.path}: expected schema version {schema.current_version()}, got {version}: a newer sona took over"
             )
-        return str(transaction)
+        if self._unknown:
+            self._learn_fate(link)
+        if link.execute("UPDATE commits SET mark = ?, time = now() WHERE session = ?", (mark, self._key)).rowcount != 1:
+            link.execute("INSERT INTO commits VALUES (?, ?, now())", (self._key, mark))  # silent for longer than they are kept
 
-    def _resolve(self, transaction: str | None, why: psycopg.Error) -> None:
+    def _resolve(self, mark: int, why: psycopg.Error) -> None:
         """Return if the transaction was committed after all."""
-        assert transaction is not None
         give_up = time.monotonic() + RESOLVE_SECONDS
         while True:
             with suppress(SonaStoreError):
-                done = self.committed(transaction)
-                if done:
+                if self.committed(mark):
                     return
-                if done is False:
-                    raise why
+                raise why
             if time.monotonic() >= give_up:
                 text = self.place.scrubbed(" ".join(str(why).split()))
                 unknown = UnknownOutcome(f"{self.path}: the connection broke during a commit, which may have been done: {text}")
-                unknown.transaction = transaction
+                unknown.mark = self._unknown = mark
                 raise unknown from None
             time.sleep(0.02)
 
-    def committed(self, transaction: str) -> bool | None:
-        """What became of a transaction: True, False, or None while the server is still at it."""
+    def committed(self, mark: int) -> bool:
+        """
+        Whether the last transaction, which left that mark, was done; waits while the server is still at it.
+
+        Its number would not tell: a server that crashes may give out the numbers of lost transactions again.
+        """
+        if mark in self._fates:
+            return self._fates[mark]
+        self._unknown = mark
         with self.reading() as link:
-            (status,) = link.execute("SELECT pg_xact_status(CAST(? AS xid8))", (transaction,)).fetchone()
-        return None if status == "in progress" else status == "committed"
+            return self._learn_fate(link)
+
+    def _learn_fate(self, link: Link) -> bool:
+        """Whether the transaction of unknown outcome was done: the next one overwrites its mark."""
+        found = link.execute("SELECT mark FROM commits WHERE session = ? FOR UPDATE", (self._key,)).fetchone()
+        done = found is not None and found[0] == self._unknown
+        self._fates = dict([*self._fates.items(), (self._unknown, done)][-FATES:])
+        self._unknown = 0
+        return done
 
     def hear(self) -> None:
         """Hand on what the server has told unasked; SonaStoreError when it has hung up."""
@@ -326,6 +347,9 @@ class Connection:
         with self.lock:
             if self._closed_because is None:
                 self._closed_because = "is closed"
+                if self._prepare and self.alive:
+                    with suppress(psycopg.Error):
+                        self._link.execute("DELETE FROM commits WHERE session = ?", (self._key,))  # type: ignore[union-attr]
             self.drop()
 
     def disown(self) -> None:

@@ -60,6 +60,8 @@ _VERSION_1 = (
     "INSERT INTO {schema}.sona_schema VALUES (1)",
     "CREATE TABLE {schema}.counters (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
     "INSERT INTO {schema}.counters VALUES ('session', 0)",
+    # What each writing session did last: a commit whose answer was lost is looked up here.
+    "CREATE TABLE {schema}.commits (session BIGINT PRIMARY KEY, mark BIGINT NOT NULL, time TIMESTAMPTZ NOT NULL) WITH (fillfactor = 50)",
     # last_seq and last_arm_set never fall, so that neither number is given out twice; fence is the term of the learning lease.
     """CREATE TABLE {schema}.namespaces (
         ns INTEGER GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name TEXT NOT NULL UNIQUE, last_seq BIGINT NOT NULL DEFAULT 0,
