@@ -695,9 +695,10 @@ class Journal:
         if policy is None:
             return {}
         first: dict[int, int] = {}
-        for number, row in rows:
-            if not policy.knows(row.id):
-                first.setdefault(row.id, number)
+        with self.mutex:
+            for number, row in rows:
+                if row.id not in self._own_ids and not policy.knows(row.id):  # own ones are learned, and may have left its memory
+                    first.setdefault(row.id, number)
         found = self.store.decisions_of(first)
         for decision in found.values():
             self.rows_of_set(policy, decision.arm_set)

@@ -313,7 +313,9 @@ class PostgresStore(Records, States, Vectors, Bounds, Integrity):
             if k + MARGIN > MAX_EF:  # an index would give no more
                 link.execute("SELECT set_config('enable_indexscan', 'off', true)")
             else:
-                link.execute("SELECT set_config('hnsw.ef_search', ?, true)", (str(max(40, 2 * k, k + MARGIN)),))
+                # An index is there because it was asked for: where there is one, nothing is sorted as a whole.
+                wanted = "SELECT set_config('hnsw.ef_search', ?, true), set_config('enable_sort', 'off', true)"
+                link.execute(wanted, (str(min(MAX_EF, max(40, 2 * k, k + MARGIN))),))
             rows = link.execute(
                 "SELECT id, crc, embedding FROM vectors WHERE ns = ? AND name = ? AND size = ? AND embedding IS NOT NULL"
                 f" ORDER BY embedding::vector({dim}) <=> ?, id LIMIT ?",
