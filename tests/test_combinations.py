@@ -188,11 +188,11 @@ def test_publish_waits_for_a_trial_that_is_being_decided(monkeypatch: pytest.Mon
     engine._learners.trial.gate._duel._verdict = "accept"  # type: ignore[union-attr]
     keep, inside = engine._service.versions.add, threading.Event()
 
-    def slow(version: Version) -> Version:
+    def slow(version: Version, **about: Any) -> Version:
         if threading.current_thread() is not threading.main_thread():
             inside.set()
             time.sleep(0.2)
-        return keep(version)
+        return keep(version, **about)
 
     monkeypatch.setattr(engine._service.versions, "add", slow)
     deciding = threading.Thread(target=serve, args=(router, world, 1))

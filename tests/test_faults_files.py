@@ -370,7 +370,7 @@ def test_a_flipped_byte_of_a_store_is_found_or_changes_nothing(flips: int, fille
                 except SonaError:
                     count["refused"] += 1
     assert not [name for changed in where for name in changed if ":" in name], where
-    assert count["escaped"] < flips / 20
+    assert count["escaped"] <= 4 + flips / 20
     assert count["found"] >= flips / 40
     assert count["opened"] > 0
     if flips > 1000:
