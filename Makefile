@@ -56,7 +56,7 @@ lint: install-dev
 
 test: lint
 	$(MAKE) -C csrc/tests check
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term-missing:skip-covered -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered -m "not slow"
 
 FUZZ_SECONDS ?= 600
 

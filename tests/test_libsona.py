@@ -21,7 +21,6 @@ HEADERS = sorted((CSRC / "include" / "sona").glob("*.h"))
 SYMBOLS = CSRC / "abi" / "symbols.txt"
 README = "readme: first 100: 52 right, last 100: 97 right\n"
 ELF = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
-pytestmark = pytest.mark.xdist_group("libsona")  # what is built and installed serves all tests of this file
 
 
 def need(*tools: str) -> None:

@@ -17,7 +17,6 @@ import sona
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("sklearn", "scipy", "networkx", "matplotlib")
-pytestmark = pytest.mark.xdist_group("package")  # what is built and installed serves all tests of this file
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
