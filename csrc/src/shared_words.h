@@ -1,21 +1,17 @@
 /* Private: numbers in memory that other processes may write.
  *
  * An index, a counter or an epoch lies there sealed: 48 bits of value and 16 of check, in the one word that an atomic store publishes.  A
- * word in which one byte has changed, and a word of zeros, have no value.
- *
- * A model checker brings its own atomics: it defines SONA_OWN_ATOMICS, sona_word and what stdatomic.h would. */
+ * word in which one byte has changed, and a word of zeros, have no value. */
 #ifndef SONA_SHARED_WORDS_H
 #define SONA_SHARED_WORDS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#ifndef SONA_OWN_ATOMICS
-#include <stdatomic.h>
 /* Between processes only what needs no lock is atomic: a lock would lie in one of them. */
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free");
 typedef _Atomic uint64_t sona_word;
-#endif
 
 #define SONA_SEALED_MAX ((UINT64_C(1) << 48) - 1) /* the largest value; numbers that run freely wrap behind it */
 
