@@ -1,0 +1,53 @@
+"""The command ``sona``. Exit codes: 0 it worked, 1 an error with one clear line, 2 wrong usage, 130 Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from sona._version import __version__
+from sona.cli.health import add_doctor, add_inspect, add_verify
+from sona.cli.learning import add_demo, add_learn, add_replay
+from sona.cli.stored import add_dream, add_rollback, add_versions
+from sona.errors import SonaError
+
+# In the order of `sona --help`.
+COMMANDS = (add_demo, add_replay, add_learn, add_doctor, add_verify, add_inspect, add_versions, add_rollback, add_dream)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code instead of exiting, except where argparse does."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except SonaError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `sona ... | head`: nobody reads on, and flushing at exit would complain about that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    from sona.report.table import one_line
+
+    print(f"sona: error: {one_line(message)}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sona", description="Sits beside a frozen model and learns from each piece of feedback.")
+    parser.add_argument("--version", action="version", version=f"sona {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    return parser
