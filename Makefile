@@ -7,11 +7,12 @@ STAMP := $(VENV)/.installed
 COMMA := ,
 JOBS ?= 2
 
-.PHONY: help install install-dev demo test lint check-all bench bench-learning asv-compare clean
+.PHONY: help install install-dev demo test lint docs check-all bench bench-learning asv-compare clean
 
 help:
 	@echo "make demo            install into .venv and stream real data through a Router"
 	@echo "make test            lint, types, C tests, Python tests with coverage"
+	@echo "make docs            the site, in build/site; a warning is an error"
 	@echo "make check-all       test, sanitizers, slow tests, proofs, FUZZ_SECONDS=600 of fuzzing a target: hours"
 	@echo "make bench           kernels, ring, router: the table of the README"
 	@echo "make bench-learning  regret against frozen and swept peers"
@@ -54,7 +55,10 @@ lint: install-dev
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs sona csrc tests asv_benchmarks
 	$(BIN)/mypy
 
-test: lint
+docs: install-dev
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/site
+
+test: lint docs
 	$(MAKE) -C csrc/tests check
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered -m "not slow"
 

@@ -16,7 +16,7 @@ import sona
 from sona.cli import main
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md"))))
 SECTIONS = ("Install, and see it learn", "Example", "Measured", "From C", "Threads", "Limits", "Alternatives", "More")
 ROUTER = sona.Router(["a", "b"], dim=2)
 OBJECTS = {"router": ROUTER, "engine": ROUTER.engine, "store": sona.SqliteStore, "sona": sona}
@@ -66,7 +66,18 @@ def test_store_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "document", ["docs/background.md", "docs/dreams.md", "docs/ewc.md", "docs/gate.md", "docs/memory.md", "docs/phi.md", "docs/sources.md"]
+    "document",
+    [
+        "docs/background.md",
+        "docs/dreams.md",
+        "docs/ewc.md",
+        "docs/gate.md",
+        "docs/memory.md",
+        "docs/phi.md",
+        "docs/sources.md",
+        "docs/tutorials/migrate.md",
+        "docs/tutorials/router_costs.md",
+    ],
 )
 def test_an_example_prints_what_its_document_says(document: str):
     (code,) = blocks(document, "python")
@@ -155,3 +166,13 @@ def test_the_table_of_constants_is_read():
 def test_constants_are_those_of_the_sources(value: str, name: str, path: str):
     got = re.findall(rf"\b{name}\b[^=<>\n;,(]*=\s*([0-9.]+(?:e-?[0-9]+)?)", text(path))
     assert float(got[0]) == float(value)
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^   (\w+)$", text("docs/reference/python.rst"), re.MULTILINE)
+    assert sorted(listed) == sorted(set(sona.__all__) - {"__version__"})
+
+
+def test_the_reference_has_every_header():
+    listed = re.findall(r"include/(sona/\w+\.h)", text("docs/reference/c.md"))
+    assert sorted(listed) == sorted(f"sona/{p.name}" for p in (ROOT / "csrc/include/sona").glob("*.h"))

@@ -185,7 +185,7 @@ class EwcPlusPlus(TaskRing[TaskFisher]):
         """
         (w + rate lambda F w*) / (1 + rate lambda F): the pull towards the anchors, never past them.
 
-        This is the minimiser of |u - w|^2 / 2 + rate * penalty(u), and the way to apply EWC after steps that are not the caller's own.
+        This is the minimiser of ``|u - w|^2`` / 2 + rate * penalty(u), and the way to apply EWC after steps that are not the caller's own.
         A gradient step on the penalty diverges where rate lambda F > 2; this one is stable for any lambda.
 
         Parameters
