@@ -136,9 +136,7 @@ def _replacements(changes: list[LowRank], shapes: dict[str, tuple[int, ...]], tr
         if change.bias.any():
             bias = name.removesuffix("weight") + "bias"
             if bias not in shapes:
-                raise SonaValueError(
-                    f"{module}: expected a layer with bias for a learned constant, got one without (bias_input=0 learns none)"
-                )
+                raise SonaValueError(f"{module}: expected a layer with bias for a learned constant, got none (bias_input=0)")
             result[bias] = _plus_bias(change)
     return result
 

@@ -80,7 +80,7 @@ class Corrections:
         """
         if self.layers is None:
             raise SonaValueError(
-                f"{what}: expected an engine attached to named linear layers of a model, got {self.origin!r}, which has no names of layers; "
+                f"{what}: expected an engine attached to named linear layers of a model, got {self.origin!r} without names of layers; "
                 "its correction can be had as a matrix (--merged) or as factors (--safetensors)"
             )
         other = next((layer for layer in self.layers.layers if layer.kind != "linear"), None)
@@ -115,8 +115,9 @@ def _cut(factors: Factors, layer: Layer) -> LowRank:
         )
     down, up = factors.down[:, : layer.in_features], factors.up[:, : layer.out_features]
     bias = factors.offset.astype(np.float64) @ up
-    kept = down.any(axis=1) & up.any(axis=1)
-    kept[0] |= not kept.any()
+    kept = np.flatnonzero(np.any(down, axis=1) & np.any(up, axis=1))
+    if not len(kept):
+        kept = np.array([0])
     return LowRank(layer, np.ascontiguousarray(down[kept]), np.ascontiguousarray(up[kept].T), bias.astype(np.float32))
 
 
