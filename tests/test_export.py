@@ -375,7 +375,7 @@ def test_gguf_refuses_what_llama_cpp_does_not_have(tmp_path: Path, rng: np.rando
 
 
 @pytest.fixture
-def stored(tmp_path: Path, rng: np.random.Generator) -> Iterator[Path]:
+def stored(tmp_path: Path, rng: np.random.Generator) -> Path:
     """A store with a router's state and a version of it."""
     path = tmp_path / "sona.db"
     arms = {name: vector for name, vector in zip("abc", np.eye(3, 8, dtype=np.float32), strict=True)}
@@ -384,7 +384,7 @@ def stored(tmp_path: Path, rng: np.random.Generator) -> Iterator[Path]:
             x = rng.normal(size=8).astype(np.float32)
             decision = router.route(x)
             router.feedback(decision.id, float(decision.arm == "b"))
-    yield path
+    return path
 
 
 def test_a_store_is_read_as_the_engine_that_wrote_it(stored: Path, tmp_path: Path):

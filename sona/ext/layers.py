@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from sona.errors import SonaCorruptError, SonaTypeError, SonaValueError, SonaVersionError
+from sona.loops.journal import LAYERS
 from sona.store import Store
 
 Kind = Literal["linear", "residual", "pooled"]
 KINDS = ("linear", "residual", "pooled")
 FORMAT = 1
-SUFFIX = ".layers"  # in the name of the state
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Layers:
 
 def put_layers(store: Store, name: str, layers: Layers) -> None:
     """Keep them beside the state of that name; takes the learning lease when it is free. SonaStoreError as `Store.put_state`."""
-    store.put_state(name + SUFFIX, json.dumps({"format": FORMAT} | asdict(layers)).encode(), 0)
+    store.put_state(name + LAYERS, json.dumps({"format": FORMAT} | asdict(layers)).encode(), 0)
 
 
 def get_layers(store: Store, name: str) -> Layers | None:
@@ -83,7 +83,7 @@ def get_layers(store: Store, name: str) -> Layers | None:
     SonaCorruptError, SonaVersionError
         It is damaged, or of a newer format.
     """
-    kept = store.get_state(name + SUFFIX)
+    kept = store.get_state(name + LAYERS)
     if kept is None:
         return None
     try:

@@ -34,6 +34,7 @@ POLL_SECONDS = 1.0
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
 MEMORY = ".memory-"  # the same: its memory graph
+LAYERS = ".layers"  # the same, at the end: which layers of a model it stands beside
 _PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
 
 
@@ -128,7 +129,8 @@ def proposals(row: DecisionRow) -> tuple[Any, ...]:
 
 def learners(store: Store) -> list[str]:
     """Names of the learners whose state a namespace keeps, sorted."""
-    return [name for name in store.state_names() if not any(part in name for part in (TASKS, PATTERNS, MEMORY))]
+    names = store.state_names()
+    return [name for name in names if not name.endswith(LAYERS) and not any(part in name for part in (TASKS, PATTERNS, MEMORY))]
 
 
 class Journal:

@@ -131,6 +131,11 @@ class RequestPatterns:
         """Which pattern followed which, and whether knowing that helps."""
         return self._found.transitions
 
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Those of the last cycle that was followed; `arm` is the text of the arm's name, also of one that has been removed since."""
+        return list(self._found.verdicts)
+
     def find(self, x: Any, k: int = 5) -> list[PatternMatch]:
         """See `SonaEngine.find_patterns`."""
         self.follow()
