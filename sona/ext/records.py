@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -158,7 +159,7 @@ def write_patterns(store: Store, file: str | os.PathLike[str], *, name: str = "d
     The patterns of the engine or router of that name, as of its last background cycle; returns how many.
 
     Columns are the fields of `LearnedPattern`, with the centroid last, and verdicts: a list of the fields of `Verdict`, with the text of
-    the arm's name. Parameters and errors as `write_decisions`; SonaStoreError when there is no state of that name.
+    the arm's name, null where a statistic is infinite. Parameters and errors as `write_decisions`; SonaStoreError when there is no state of that name.
     """
     kept = store.get_state(name)
     if kept is None:
@@ -175,7 +176,12 @@ def _pattern_rows(patterns: RequestPatterns) -> Iterator[Row]:
         verdicts = [asdict(v) for v in patterns.verdicts if v.pattern == pattern.id]
         plain = ("id", "cluster_size", "total_weight", "avg_quality", "created_at", "last_accessed", "access_count", "centroid")
         row = {field: getattr(pattern, field) for field in plain}
-        yield row | {"pattern_type": pattern.pattern_type.name, "verdicts": [{n: v[n] for n in VERDICTS} for v in verdicts]}
+        yield row | {"pattern_type": pattern.pattern_type.name, "verdicts": [{n: _plain(v[n]) for n in VERDICTS} for v in verdicts]}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- files ----
