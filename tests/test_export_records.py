@@ -178,9 +178,9 @@ def test_pairs_are_those_of_a_slow_search(
         fill(store, rng, 300, clusters=8, noise=0.0 if similarity == 1 else 0.1)
         got = [(p["chosen_id"], p["rejected_id"]) for p in preferences(store, similarity, margin, window=window)]
         expected = slow_pairs(list(decision_rows(store)), similarity, margin, window)
-    assert len(got) > 30
+    assert len(got) > 10
     same = sum(a == b for a, b in zip(got, expected, strict=True))  # float32 may order two cosines that differ in the sixth digit
-    assert same >= 0.98 * len(got)
+    assert same >= len(got) - 2
 
 
 def test_pairs_have_the_columns_of_dpo_where_texts_are_known(store: Store, tmp_path: Path):

@@ -159,7 +159,8 @@ def write_patterns(store: Store, file: str | os.PathLike[str], *, name: str = "d
     The patterns of the engine or router of that name, as of its last background cycle; returns how many.
 
     Columns are the fields of `LearnedPattern`, with the centroid last, and verdicts: a list of the fields of `Verdict`, with the text of
-    the arm's name, null where a statistic is infinite. Parameters and errors as `write_decisions`; SonaStoreError when there is no state of that name.
+    the arm's name, null where a statistic is infinite. Parameters and errors as `write_decisions`; SonaStoreError when there is no state
+    of that name.
     """
     kept = store.get_state(name)
     if kept is None:
