@@ -71,6 +71,7 @@ def test_store_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "docs/background.md",
         "docs/dreams.md",
         "docs/ewc.md",
+        "docs/export.md",
         "docs/gate.md",
         "docs/memory.md",
         "docs/phi.md",
