@@ -1,1 +1,1 @@
-"""Bridges to what users run already. Each module imports its optional package when it is used, and says which extra brings it."""
+"""What sona does inside other libraries. Each module needs its own extra; importing this package needs none."""
