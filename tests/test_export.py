@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import sona
+import sona.contents
+from sona.cli import main
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.ext.files import as_bytes, as_floats, safetensors_bytes
 from sona.ext.gguf import write_gguf
-from sona.ext.layers import Layer, Layers, get_layers, put_layers
+from sona.ext.layers import Kind, Layer, Layers, get_layers
 from sona.ext.merged import write_dense, write_factors, write_merged
 from sona.ext.peft import engine_from_peft, write_peft
 from sona.ext.stored import Corrections, corrections
@@ -24,6 +26,10 @@ NAMES = {
     "llama": ("model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.k_proj", "model.layers.{}.mlp.down_proj"),
     "gpt2": ("transformer.h.{}.attn.c_attn", "transformer.h.{}.mlp.c_proj"),
 }
+
+
+def layer(name: str, kind: Kind, inner: int, out: int) -> Layer:
+    return Layer(name=name, kind=kind, in_features=inner, out_features=out)
 
 
 def tiny(kind: str):  # type: ignore[no-untyped-def]
@@ -67,8 +73,8 @@ def layers_of(kind: str) -> Layers:
     for block in range(2):
         for pattern in NAMES[kind]:
             inner, out = next(shape for end, shape in widths.items() if pattern.endswith(end))
-            found.append(Layer(pattern.format(block), "linear", inner, out))
-    return Layers(tuple(found), "tiny", kind, None)
+            found.append(layer(pattern.format(block), "linear", inner, out))
+    return Layers(layers=tuple(found), base_model="tiny", model_type=kind)
 
 
 def output(model, tokens):  # type: ignore[no-untyped-def]
@@ -132,6 +138,9 @@ def test_a_lora_of_peft_is_the_base_of_an_engine_and_comes_back_as_it_was(named,
     again.close()
     assert sorted(layers.layers, key=repr) == sorted(found.layers.layers, key=repr)
     assert get_layers(sona.SqliteStore(tmp_path / "sona.db"), "lora") == layers
+    (seen,) = sona.contents.contents(tmp_path / "sona.db")["namespaces"].values()
+    assert (list(seen["states"]), seen["faults"]) == (["lora"], [])  # the names of layers are no state of a learner
+    assert main(["export", str(tmp_path / "sona.db"), "--name", "lora", "--peft", str(tmp_path / "again")]) == 0
     kept = corrections(tmp_path / "sona.db", name="lora")
     deltas = {change.layer.name: change.up @ change.down for change in found.linear("test")}
     for change in kept.linear("test"):
@@ -167,7 +176,7 @@ def test_what_peft_trained_is_read_with_its_scale(kwargs: dict[str, object], tmp
     ],
 )
 def test_what_is_no_plain_lora_is_refused(change: dict[str, object], message: str, tmp_path: Path, rng: np.random.Generator):
-    layers = Layers((Layer("a.b", "linear", D, D),))
+    layers = Layers(layers=(layer("a.b", "linear", D, D),))
     with taught(rng, layers, ranks=[2]) as engine:
         where = write_peft(corrections(engine, layers=layers), tmp_path)
     config = json.loads((where / "adapter_config.json").read_text())
@@ -178,7 +187,7 @@ def test_what_is_no_plain_lora_is_refused(change: dict[str, object], message: st
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path, rng: np.random.Generator):
     save = pytest.importorskip("safetensors.numpy").save_file
-    layers = Layers((Layer("a.b", "linear", D, D),))
+    layers = Layers(layers=(layer("a.b", "linear", D, D),))
     with taught(rng, layers, ranks=[2]) as engine:
         where = write_peft(corrections(engine, layers=layers), tmp_path)
     weights = where / "adapter_model.safetensors"
@@ -223,14 +232,14 @@ def test_a_merge_that_fails_leaves_nothing(tmp_path: Path, rng: np.random.Genera
     (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}')
     weights = {"model.layers.0.self_attn.q_proj.weight": np.eye(16, dtype=np.float32), "lm_head.weight": np.ones((3, 16), np.float16)}
     (tmp_path / "base" / "model.safetensors").write_bytes(safetensors_bytes(weights, {}))
-    for layer, message in [
-        (Layer("model.layers.7.self_attn.q_proj", "linear", 16, 16), "got 0 that end so"),
-        (Layer("model.layers.0.self_attn.q_proj", "linear", 16, 24), r"expected shape \(24, 16\) in the model, got \(16, 16\)"),
+    for wrong, message in [
+        (layer("model.layers.7.self_attn.q_proj", "linear", 16, 16), "got 0 that end so"),
+        (layer("model.layers.0.self_attn.q_proj", "linear", 16, 24), r"expected shape \(24, 16\) in the model, got \(16, 16\)"),
     ]:
-        layers = Layers((layer,))
+        layers = Layers(layers=(wrong,))
         with taught(rng, layers, ranks=[2]) as engine, pytest.raises(SonaValueError, match=message):
             write_merged(corrections(engine, layers=layers), tmp_path / "base", tmp_path / "out")
-    layers = Layers((Layer("model.layers.0.self_attn.q_proj", "linear", 16, 16),))
+    layers = Layers(layers=(layer("model.layers.0.self_attn.q_proj", "linear", 16, 16),))
     with taught(rng, layers, ranks=[2], bias=1.0) as engine, pytest.raises(SonaValueError, match="layer with bias"):
         write_merged(corrections(engine, layers=layers), tmp_path / "base", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base"]
@@ -246,7 +255,7 @@ def test_a_merge_changes_the_named_weights_alone(tmp_path: Path, rng: np.random.
     (tmp_path / "base" / "1_Pooling" / "config.json").write_text("{}")
     (tmp_path / "base" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "base" / "a.safetensors").write_bytes(safetensors_bytes(weights, {}))
-    layers = Layers((Layer("encoder.layer.1.output.dense", "linear", 24, 16),))
+    layers = Layers(layers=(layer("encoder.layer.1.output.dense", "linear", 24, 16),))
     with taught(rng, layers, ranks=[3], bias=1.0) as engine:
         where = write_merged(found := corrections(engine, layers=layers), tmp_path / "base", tmp_path / "merged")
         (change,) = found.linear("test")
@@ -362,9 +371,9 @@ def test_gguf_reads_the_same_change_of_weights(named, tmp_path: Path):  # type: 
 def test_gguf_refuses_what_llama_cpp_does_not_have(tmp_path: Path, rng: np.random.Generator):
     pytest.importorskip("gguf")
     for layers, message in [
-        (Layers((Layer("encoder.block.0.q", "linear", D, D),), None, "t5"), "expected a model_type of bert, .* got 't5'"),
-        (Layers((Layer("something.else", "linear", D, D),), None, "qwen2"), "expected a layer that qwen2 of llama.cpp has"),
-        (Layers((Layer("pooled", "pooled", D, D),), None, "bert"), "got 'pooled' of kind 'pooled'"),
+        (Layers(layers=(layer("encoder.block.0.q", "linear", D, D),), model_type="t5"), "expected a model_type of bert, .* got 't5'"),
+        (Layers(layers=(layer("something.else", "linear", D, D),), model_type="qwen2"), "expected a layer that qwen2 of llama.cpp has"),
+        (Layers(layers=(layer("pooled", "pooled", D, D),), model_type="bert"), "got 'pooled' of kind 'pooled'"),
     ]:
         with taught(rng, layers, ranks=[2]) as engine, pytest.raises(SonaValueError, match=message):
             write_gguf(corrections(engine, layers=layers), tmp_path / "lora.gguf")
@@ -420,22 +429,10 @@ def test_a_version_takes_the_first_layers_place(tmp_path: Path, rng: np.random.G
             corrections(engine, version=7)
 
 
-def test_layers_are_kept_beside_the_state(tmp_path: Path):
-    layers = Layers((Layer("a", "linear", 4, 8), Layer("b", "residual", 8, 8)), "base", "bert", "f")
-    with sona.SqliteStore(tmp_path / "s.db") as store:
-        assert get_layers(store, "x") is None
-        put_layers(store, "x", layers)
-        assert get_layers(store, "x") == layers
-        store.put_state("y.layers", b"[]", 0)
-        with pytest.raises(SonaCorruptError, match="expected what put_layers wrote"):
-            get_layers(store, "y")
-        store.put_state("z.layers", b'{"format": 99}', 0)
-        with pytest.raises(sona.SonaVersionError, match="expected format 1 or older, got 99"):
-            get_layers(store, "z")
-    for wrong in [{"kind": "conv"}, {"in_features": 0}]:
-        with pytest.raises(SonaValueError, match="expected"):
-            Layer(**{"name": "a", "kind": "linear", "in_features": 1, "out_features": 1} | wrong)  # type: ignore[arg-type]
-    with pytest.raises(SonaValueError, match="distinct names"):
-        Layers((layers.layers[0], layers.layers[0]))
+def test_names_of_layers_fit_the_engine():
+    factors = sona.adapters.Factors(*np.zeros((2, 1, 8), np.float32), np.zeros(1, np.float32))
+    two = Layers(layers=(layer("a", "linear", 8, 8), layer("b", "linear", 8, 8)))
     with pytest.raises(SonaCorruptError, match="expected 1, one per layer"):
-        Corrections((sona.adapters.Factors(*np.zeros((2, 1, 8), np.float32), np.zeros(1, np.float32)),), layers, "x")
+        Corrections((factors,), two, "x")
+    with pytest.raises(SonaCorruptError, match="expected at most 8 features"):
+        Corrections((factors,), Layers(layers=(layer("a", "linear", 8, 9),)), "x").linear("test")

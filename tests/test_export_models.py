@@ -54,13 +54,13 @@ def test_minilm_says_the_same_with_peft_and_merged(tmp_path: Path, rng: np.rando
     model = transformers.AutoModel.from_pretrained(place).eval()
     tokens = torch.tensor([[101, 2129, 2079, 1045, 25141, 2026, 20786, 1029, 102]])
     layers = Layers(
-        tuple(
-            Layer(name, "linear", module.in_features, module.out_features)
+        layers=tuple(
+            Layer(name=name, kind="linear", in_features=module.in_features, out_features=module.out_features)
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear) and name.startswith("encoder")
         ),
-        place,
-        "bert",
+        base_model=place,
+        model_type="bert",
     )
     assert len(layers.layers) == 36
     with taught(rng, layers, ranks=[1 + number % 4 for number in range(36)]) as engine:
@@ -139,13 +139,12 @@ def test_llama_cpp_says_what_peft_says(kind: str, tmp_path: Path, rng: np.random
     sizes = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     model = cls(config(**sizes, intermediate_size=96, initializer_range=0.3, tie_word_embeddings=False, rms_norm_eps=1e-5)).eval()
     layers = Layers(
-        tuple(
-            Layer(name, "linear", module.in_features, module.out_features)
+        layers=tuple(
+            Layer(name=name, kind="linear", in_features=module.in_features, out_features=module.out_features)
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear) and "layers" in name
         ),
-        None,
-        kind,
+        model_type=kind,
     )
     with taught(rng, layers, ranks=[1 + number % 4 for number in range(14)]) as engine:
         found = corrections(engine, layers=layers)

@@ -59,7 +59,7 @@ def write_gguf(found: Corrections, file: str | os.PathLike[str], *, model: str |
     if biased is not None:
         raise SonaValueError(f"--gguf: expected a correction without learned constant, got one at {biased!r} (bias_input=0 learns none)")
     about = _config(found, model)
-    kind = about.get("model_type", found.layers.model_type)
+    kind = about.get("model_type") or found.layers.model_type
     if kind not in ARCHITECTURES:
         raise SonaValueError(f"--gguf: expected a model_type of {', '.join(ARCHITECTURES)}, got {kind!r}")
     name = ARCHITECTURES[kind]
@@ -111,7 +111,7 @@ def _config(found: Corrections, model: str | os.PathLike[str] | None) -> dict[st
     """The model's config.json; empty where no directory is known."""
     assert found.layers is not None
     place = model if model is not None else found.layers.base_model
-    if place is None or (model is None and not Path(place).is_dir()):
+    if not place or (model is None and not Path(place).is_dir()):
         return {}
     file = Path(place) / "config.json"
     try:

@@ -30,7 +30,7 @@ def write_factors(found: Corrections, file: str | os.PathLike[str]) -> Path:
         arrays |= {f"{index}.down": factors.down, f"{index}.up": factors.up, f"{index}.offset": factors.offset}
     about = {"hidden_dim": str(found.factors[0].down.shape[1]), "sona": found.origin}
     if found.layers is not None:
-        about["layers"] = json.dumps([[layer.name, layer.kind, layer.in_features, layer.out_features] for layer in found.layers.layers])
+        about["layers"] = found.layers.to_json()
     return _write(Path(file), safetensors_bytes(arrays, about))
 
 

@@ -71,7 +71,7 @@ def write_peft(found: Corrections, directory: str | os.PathLike[str], *, base_mo
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base_model if base_model is not None else found.layers.base_model,
+        "base_model_name_or_path": base_model or found.layers.base_model or None,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
@@ -129,10 +129,10 @@ def engine_from_peft(
     layers, rows = [], []
     for module in sorted(parts, key=_natural):
         down, up = (parts[module][part].astype(np.float32) for part in "AB")
-        layers.append(Layer(module, "linear", down.shape[1], up.shape[0]))
+        layers.append(Layer(name=module, kind="linear", in_features=down.shape[1], out_features=up.shape[0]))
         rows.append((down, up.T * np.float32(_scale(about, module, len(down)))))
-    found = Layers(tuple(layers), about.get("base_model_name_or_path"), None, None)
-    width = max(max(layer.in_features, layer.out_features) for layer in layers)
+    found = Layers(layers=tuple(layers), base_model=about.get("base_model_name_or_path") or "")
+    width = found.width
     rank = max(len(down) for down, _ in rows)
     config = {"base_lora_rank": rank, "base_lora_rank_max": max(64, rank), "bias_input": 0.0} | config
     engine = SonaEngine(SonaConfig(**config, hidden_dim=width, num_layers=len(layers)), store=store, name=name)
