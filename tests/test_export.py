@@ -1,6 +1,7 @@
 """What was learned, as files of others: each is read back by the program that it is for, or refused with the reason."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import sona
 import sona.contents
 from sona.cli import main
-from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
+from sona.errors import MissingExtraError, SonaCorruptError, SonaStoreError, SonaValueError
 from sona.ext.files import as_bytes, as_floats, safetensors_bytes
 from sona.ext.gguf import write_gguf
 from sona.ext.layers import Kind, Layer, Layers, get_layers
@@ -253,6 +254,7 @@ def test_a_merge_changes_the_named_weights_alone(tmp_path: Path, rng: np.random.
     weights["other"] = rng.normal(size=5).astype(np.float16)
     (tmp_path / "base" / "1_Pooling").mkdir(parents=True)
     (tmp_path / "base" / "1_Pooling" / "config.json").write_text("{}")
+    (tmp_path / "base" / "onnx").mkdir()
     (tmp_path / "base" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "base" / "a.safetensors").write_bytes(safetensors_bytes(weights, {}))
     layers = Layers(layers=(layer("encoder.layer.1.output.dense", "linear", 24, 16),))
@@ -268,7 +270,7 @@ def test_a_merge_changes_the_named_weights_alone(tmp_path: Path, rng: np.random.
     assert merged.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(merged[name], array, atol=1e-6 if name.startswith(key) else 0)
-    assert (where / "1_Pooling" / "config.json").exists()
+    assert sorted(path.name for path in where.iterdir()) == ["1_Pooling", "a.safetensors", "config.json"]
 
 
 @pytest.mark.slow
@@ -366,6 +368,16 @@ def test_gguf_reads_the_same_change_of_weights(named, tmp_path: Path):  # type: 
         heads = {"q_proj": 4, "k_proj": 2}.get(parts[-1])
         delta = change.up @ change.down
         np.testing.assert_allclose(3.0 / len(a) * b @ a, delta if heads is None else permuted(delta, heads), atol=1e-5)
+
+
+def test_without_gguf_one_line_says_what_to_install(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    layers = Layers(layers=(layer("a", "linear", D, D),), model_type="qwen2")
+    with (
+        taught(rng, layers, ranks=[2]) as engine,
+        pytest.raises(MissingExtraError, match=r"^GGUF files need gguf: pip install 'sona\[gguf\]'$"),
+    ):
+        write_gguf(corrections(engine, layers=layers), tmp_path / "lora.gguf")
 
 
 def test_gguf_refuses_what_llama_cpp_does_not_have(tmp_path: Path, rng: np.random.Generator):

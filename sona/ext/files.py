@@ -2,8 +2,11 @@
 
 import json
 import os
+import secrets
+import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sona._arrays import Floats
+from sona._files import TEMPORARY, sync
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -101,5 +105,35 @@ def rewrite_safetensors(source: Path, target: Path, changes: Mapping[str, Callab
             if len(content) != end - begin or out.tell() != len(head) + begin:
                 raise SonaCorruptError(f"{source}: expected tensors one after the other, got {name!r} at {begin}")
             out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
+
+
+@contextmanager
+def replacing(where: Path) -> Iterator[Path]:
+    """
+    A path beside `where` for a file or a new directory, which takes its place, durably, unless something is raised; then nothing is left.
+
+    SonaStoreError for OSError.
+    """
+    temporary = where.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    try:
+        yield temporary
+        for written in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _sync(written)
+        os.replace(temporary, where)
+        _sync(where.parent)
+    except OSError as error:
+        if isinstance(error, SonaStoreError):
+            raise
+        raise SonaStoreError(f"{where}: {error.strerror or error}") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)

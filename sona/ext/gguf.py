@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from sona._arrays import Floats
 from sona.errors import MissingExtraError, SonaCorruptError, SonaStoreError, SonaValueError
+from sona.ext.files import replacing
 from sona.ext.stored import Corrections
 
 # model_type of transformers -> architecture of GGUF, where a linear layer's weights are the same numbers in both but for the order of rows
@@ -79,8 +79,7 @@ def write_gguf(found: Corrections, file: str | os.PathLike[str], *, model: str |
         tensors[f"{base}.weight.lora_a"] = change.down
         tensors[f"{base}.weight.lora_b"] = up * np.float32(len(change.down) / rank)  # llama.cpp multiplies by alpha / rank
     where = Path(file)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=_directory(where)) as directory:
-        temporary = Path(directory) / where.name
+    with replacing(where) as temporary:
         writer = gguf.GGUFWriter(temporary, name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -92,19 +91,9 @@ def write_gguf(found: Corrections, file: str | os.PathLike[str], *, model: str |
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
+        finally:
             writer.close()
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, where)
-        except OSError as error:
-            raise SonaStoreError(f"{where}: {error.strerror or error}") from error
     return where
-
-
-def _directory(where: Path) -> Path:
-    if not where.parent.is_dir():
-        raise SonaStoreError(f"{where}: expected a file in a directory that exists")
-    return where.parent
 
 
 def _config(found: Corrections, model: str | os.PathLike[str] | None) -> dict[str, Any]:

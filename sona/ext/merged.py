@@ -12,11 +12,13 @@ import numpy as np
 from sona._arrays import Floats
 from sona._files import replace_file
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
-from sona.ext.files import read_header, rewrite_safetensors, safetensors_bytes
+from sona.ext.files import read_header, replacing, rewrite_safetensors, safetensors_bytes
 from sona.ext.peft import TRANSPOSED
 from sona.ext.stored import Corrections, LowRank
 
 _WEIGHTS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt")  # of another format, which would not be merged
+
+_CONVERTED = ("onnx", "openvino")  # directories with the whole model in another format
 
 
 def write_factors(found: Corrections, file: str | os.PathLike[str]) -> Path:
@@ -98,27 +100,24 @@ def write_merged(found: Corrections, model: str | os.PathLike[str], directory: s
     changes = found.linear("--merged")
     if target.exists():
         raise SonaStoreError(f"{target}: expected a directory that does not exist yet")
-    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     try:
         transposed = _model_type(source) in TRANSPOSED
         files = sorted(source.glob("*.safetensors"))
         if not files:
             raise SonaValueError(f"{source}: expected a model with safetensors files, got none")
         shapes = {file: _shapes(file) for file in files}
-        wanted = _replacements(changes, {name: shape for part in shapes.values() for name, shape in part.items()}, transposed)
+    except OSError as error:
+        raise SonaStoreError(f"{error.filename or source}: {error.strerror or error}") from error
+    wanted = _replacements(changes, {name: shape for part in shapes.values() for name, shape in part.items()}, transposed)
+    with replacing(target) as temporary:
         temporary.mkdir(parents=True)
         for file in sorted(source.iterdir()):
             if file in shapes:
                 rewrite_safetensors(file, temporary / file.name, {n: change for n, change in wanted.items() if n in shapes[file]})
             elif file.is_file() and file.suffix not in _WEIGHTS:
                 shutil.copyfile(file, temporary / file.name)
-            elif file.is_dir():  # modules of sentence-transformers
-                shutil.copytree(file, temporary / file.name)
-        os.rename(temporary, target)
-    except OSError as error:
-        raise SonaStoreError(f"{error.filename or target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            elif file.is_dir() and file.name not in _CONVERTED:
+                shutil.copytree(file, temporary / file.name)  # other modules of sentence-transformers
     return target
 
 

@@ -1,12 +1,9 @@
 """Decisions with their rewards, trajectories and patterns as Parquet or JSON lines, a group of rows at a time."""
 
-import contextlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sona._files import TEMPORARY
 from sona.errors import MissingExtraError, SonaCorruptError, SonaStoreError, SonaValueError
+from sona.ext.files import replacing
 from sona.loops.journal import decode_state
 from sona.loops.patterns import RequestPatterns
 from sona.patterns import PatternConfig
@@ -236,24 +233,6 @@ def _bytes(row: Row) -> int:
         for value in row.values()
         if isinstance(value, np.ndarray | list)
     )
-
-
-@contextmanager
-def replacing(where: Path) -> Iterator[Path]:
-    """A path beside `where` that takes its place, durably, unless something is raised; then nothing is left. SonaStoreError for OSError."""
-    temporary = where.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, where)
-    except OSError as error:
-        if isinstance(error, SonaStoreError):
-            raise
-        raise SonaStoreError(f"{where}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 class _Lines:
