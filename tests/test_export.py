@@ -191,10 +191,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, rng: np.random.Genera
     layers = Layers(layers=(layer("a.b", "linear", D, D),))
     with taught(rng, layers, ranks=[2]) as engine:
         where = write_peft(corrections(engine, layers=layers), tmp_path)
+    about = json.loads((where / "adapter_config.json").read_text())
+    for wrong in ({"lora_alpha": "x"}, {"alpha_pattern": {"(": 2}}, {"alpha_pattern": [1]}):
+        (where / "adapter_config.json").write_text(json.dumps(about | wrong))
+        with pytest.raises(SonaCorruptError, match="expected lora_alpha and alpha_pattern with numbers"):
+            engine_from_peft(where)
+    (where / "adapter_config.json").write_text(json.dumps(about))
     weights = where / "adapter_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-4])
-    with pytest.raises(SonaCorruptError, match="expected 192 bytes"):
+    with pytest.raises(SonaCorruptError, match="got: a tensor at 192 to 384 of 380 bytes"):
         engine_from_peft(where)
     weights.write_bytes(b"\xff" * 64)
     with pytest.raises(SonaCorruptError, match="expected a safetensors file"):

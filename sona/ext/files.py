@@ -57,8 +57,11 @@ def read_header(file: BinaryIO, where: Path) -> tuple[bytes, dict[str, dict[str,
         text = file.read(length)
         tensors = json.loads(text)
         tensors.pop("__metadata__", None)
+        size = os.fstat(file.fileno()).st_size - 8 - length
         for about in tensors.values():
             begin, end = about["data_offsets"]
+            if not 0 <= begin <= end <= size:
+                raise ValueError(f"a tensor at {begin} to {end} of {size} bytes")
             if about["dtype"] in _TYPES and end - begin != np.dtype(_TYPES[about["dtype"]]).itemsize * int(np.prod(about["shape"])):
                 raise ValueError(f"{end - begin} bytes for shape {about['shape']}")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -199,8 +199,11 @@ def _pairs(where: Path, arrays: dict[str, Floats]) -> dict[str, dict[str, Floats
 def _scale(about: dict[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) of rsLoRA, with the module's own alpha where there is one."""
     alpha = about.get("lora_alpha", 8)
-    for pattern, own in (about.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = own
-            break
-    return float(alpha) / (rank**0.5 if about.get("use_rslora") else rank)
+    try:
+        for pattern, own in (about.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = own
+                break
+        return float(alpha) / (rank**0.5 if about.get("use_rslora") else rank)
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise SonaCorruptError(f"{CONFIG}: expected lora_alpha and alpha_pattern with numbers, got: {error}") from error
