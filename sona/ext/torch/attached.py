@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sona._arrays import Floats
 from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaTypeError, SonaValueError, SonaVersionError
@@ -65,6 +66,8 @@ class Request:
         return self.attached._learn(self.scores(logp), reward, expected)
 
 
+_FLOAT32 = np.dtype(np.float32)
+
 _request: ContextVar[Request | None] = ContextVar("sona_request", default=None)
 _sets: ContextVar[tuple[SonaEngine | None, ...] | None] = ContextVar("sona_sets", default=None)
 
@@ -87,7 +90,7 @@ class Attached:
 
     def __init__(self, model: nn.Module, layers: Layers, engine: SonaEngine) -> None:
         self.engine, self.layers = engine, layers
-        self._config = engine.config
+        self._width = layers.width
         modules = dict(model.named_modules())
         self._hooks = [
             modules[layer.name].register_forward_hook(_hook_of(self, number, layer))
@@ -155,13 +158,36 @@ class Attached:
     # ---- forward ----
 
     def _corrected(self, number: int, x: Tensor, y: Tensor) -> Tensor:
-        """y + delta(x) of one layer; y itself where nothing is added."""
+        """y + delta(x) of one layer; y itself where nothing is added. The fresh output of a linear layer is corrected where it lies."""
         sets = _sets.get()
+        if sets is None and not torch.is_grad_enabled():
+            if not self.engine.enabled:
+                return y
+            a, b = self._shared(x), self._shared(y)
+            if a is not None and b is not None:
+                adapter = self.engine.adapters[number]
+                if x is not y:
+                    adapter.forward_batch(a, b)
+                elif adapter.info()["total"]:
+                    b = a.copy()
+                    adapter.forward_batch(a, b)
+                    return torch.from_numpy(b.reshape(y.shape))
+                return y
         if sets is None:
             return self._added(self.engine, number, x, y)
         if len(y) != len(sets):
             raise SonaValueError(f"using: expected a batch of {len(sets)} rows, as many as engines, got {len(y)}")
         return torch.stack([b if each is None else self._added(each, number, a, b) for each, a, b in zip(sets, x, y, strict=True)])
+
+    def _shared(self, x: Tensor) -> Floats | None:
+        """The memory of x as (tokens, width), where the core can work on it as it is; None where it has to be converted."""
+        try:
+            a = x.numpy()
+        except (TypeError, RuntimeError):  # another device or type, or a parameter
+            return None
+        if a.dtype is not _FLOAT32 or a.ndim == 0 or a.shape[-1] != self._width or a.size == 0 or not a.flags.c_contiguous:
+            return None
+        return a.reshape(-1, self._width)
 
     def _added(self, engine: SonaEngine, number: int, x: Tensor, y: Tensor) -> Tensor:
         if not engine.enabled:
@@ -183,7 +209,7 @@ class Attached:
             return out
         if adapter.info()["total"] == 0:
             return y
-        width = self.layers.width
+        width = self._width
         rows = x.detach().reshape(-1, x.shape[-1]).to("cpu", torch.float32).contiguous()
         if x.shape[-1] < width:
             rows = functional.pad(rows, (0, width - x.shape[-1]))
@@ -199,7 +225,7 @@ class Attached:
     # ---- learning ----
 
     def _learn(self, scores: dict[int, list[tuple[Tensor, Tensor]]], reward: float | None, expected: float | None) -> int:
-        width, engine = self.layers.width, self.engine
+        width, engine = self._width, self.engine
         arrays: dict[int, tuple[Any, Any]] = {}
         for number, passes in scores.items():
             x, v = (torch.cat([each[side] for each in passes]).to("cpu", torch.float64).numpy() for side in (0, 1))
