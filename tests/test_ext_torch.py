@@ -1,5 +1,8 @@
 """Adapters in torch models: the same outputs as plain algebra, exact gradients, nothing left behind."""
 
+import contextlib
+import io
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -295,3 +298,12 @@ def test_learning_refuses_what_it_cannot_learn_from():
         with pytest.raises(SonaValueError, match="layers='pooled'"):
             attached.pooled(y)
         assert all(adapter.info()["total"] == 0 for adapter in attached.engine.adapters)
+
+
+def test_the_example_prints_what_its_document_says():
+    text = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text(encoding="utf-8")
+    (code,), (expected,) = (re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for kind in ("python", "text"))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue() == expected
