@@ -98,6 +98,14 @@ class Server:
     def stats(self) -> dict[str, Any]:
         return dict(json.loads(self.good("GET", "/stats")))
 
+    def learned(self) -> dict[str, Any]:
+        """Statistics once nothing that it has taken waits to be learned."""
+        began = time.monotonic()
+        while (stats := self.stats())["waiting"]:
+            assert time.monotonic() - began < PATIENCE, stats
+        assert stats["failed"] == 0
+        return stats
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
@@ -262,11 +270,12 @@ def test_answers_are_those_of_python(start: Callable[..., Server], rng: np.rando
         for told in (reward, 1 - reward, reward) if t % 10 == 3 else (reward,):  # the last one counts
             assert server.feedback(got["id"], told) == 200
             assert policy.learn(want.id, told)
+        server.learned()
         x = 3 * task.request()[0]
         np.testing.assert_allclose(server.embed(x), adapter.apply(x), atol=1e-5)
         moved = max(moved, float(np.abs(adapter.apply(x) - x).max()))
     assert moved > 0.01
-    assert server.stats()["learned"] == 300
+    assert server.learned()["learned"] == 300
 
 
 def test_learning_is_visible(start: Callable[..., Server], arms: np.ndarray, rng: np.random.Generator) -> None:
@@ -313,7 +322,7 @@ def test_many_clients_at_once(start: Callable[..., Server], arms: np.ndarray) ->
     for thread in threads:
         thread.join(PATIENCE)
     assert failures == []
-    stats = server.stats()
+    stats = server.learned()
     assert [stats[name] for name in ("embed", "route", "feedback", "learned")] == [600, 300, 300, 300]
 
 

@@ -320,4 +320,6 @@ sona_adapter_info sona_adapter_describe(const sona_adapter *a) {
   };
 }
 
+uint64_t sona_adapter_generation(const sona_adapter *a) { return a->generation; }
+
 const sona_kernels *sona_adapter_kernels(const sona_adapter *a) { return a->kernels; }

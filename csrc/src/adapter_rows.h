@@ -1,4 +1,4 @@
-/* Private: replacing all rows of an adapter in two parts, so that several adapters change together or not at all. */
+/* Private: replacing all rows of an adapter in two parts, so that several adapters change together or not at all; and their number. */
 #ifndef SONA_ADAPTER_ROWS_H
 #define SONA_ADAPTER_ROWS_H
 
@@ -16,5 +16,8 @@ sona_status sona_adapter_stage(sona_adapter *adapter, size_t total, sona_adapter
 
 /* Puts them, filled, in the place of all rows in one publication.  base <= total, and total is what was staged. */
 void sona_adapter_show(sona_adapter *adapter, const sona_adapter_rows *rows, size_t base, size_t total);
+
+/* sona_adapter_describe(adapter).generation alone, for the request path. */
+uint64_t sona_adapter_generation(const sona_adapter *adapter);
 
 #endif

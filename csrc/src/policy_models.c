@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "adapter_rows.h"
 #include "policy_internal.h"
 
 static sona_status reserve_coef(sona_policy *p, size_t rows) {
@@ -37,7 +38,7 @@ static void project(const sona_policy *p, projection *seen, const sona_lora *w, 
 
 sona_status sona_policy_follow(sona_policy *p, sona_lora *w) {
   *w = sona_adapter_view(p->adapter);
-  const uint64_t generation = sona_adapter_describe(p->adapter).generation;
+  const uint64_t generation = sona_adapter_generation(p->adapter);
   if (generation == p->seen_generation && w->rank == p->seen.rows) return SONA_OK;
   const sona_status status = sona_policy_reserve_rows(p, &p->seen, w->rank);
   if (status) return status;

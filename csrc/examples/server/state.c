@@ -36,16 +36,16 @@ static void take(const char **at, void *to, size_t size) {
   *at += size;
 }
 
-/* Under the lock.  Bytes in front of the adapter's. */
+/* Bytes in front of the adapter's. */
 static size_t front_size(const learner *l, size_t *side, size_t *ld) {
-  if (!sona_instant_covariance(l->instant, side, ld)) *side = 0;
+  if (!sona_instant_covariance(l->teacher.instant, side, ld)) *side = 0;
   return sizeof(saved) + l->arms->count * sizeof(saved_arm) + *side * *side * sizeof(float);
 }
 
-/* Under the lock.  What the file is to hold, from malloc. */
+/* Under the lock, while nothing is being learned.  What the file is to hold, from malloc. */
 static int snapshot(learner *l, char **bytes, size_t *size) {
   size_t side, ld;
-  const size_t front = front_size(l, &side, &ld), room = sona_adapter_encoded_size(l->adapter);
+  const size_t front = front_size(l, &side, &ld), room = sona_adapter_encoded_size(l->teacher.adapter);
   char *const start = malloc(front + room), *at = start;
   if (!start) return ENOMEM;
   saved head = {.library = SONA_VERSION_NUMBER,
@@ -56,19 +56,19 @@ static int snapshot(learner *l, char **bytes, size_t *size) {
                 .side = side,
                 .next_id = l->next_id,
                 .learned = l->learned,
-                .calibration = sona_instant_calibration(l->instant),
-                .policy = sona_policy_get_state(l->policy)};
+                .calibration = sona_instant_calibration(l->teacher.instant),
+                .policy = sona_policy_get_state(l->front->mind.policy)};
   memcpy(head.magic, MAGIC, sizeof MAGIC);
   put(&at, &head, sizeof head);
   for (size_t k = 0; k < l->arms->count; k++) {
     saved_arm arm;
-    sona_policy_get_calibration(l->policy, (int32_t)k, &arm.rewarded, &arm.shown, &arm.choices);
+    sona_policy_get_calibration(l->teacher.policy, (int32_t)k, &arm.rewarded, &arm.shown, &arm.choices);
     put(&at, &arm, sizeof arm);
   }
-  const float *const p = sona_instant_covariance(l->instant, &side, &ld);
+  const float *const p = sona_instant_covariance(l->teacher.instant, &side, &ld);
   for (size_t i = 0; p && i < side; i++) put(&at, p + i * ld, side * sizeof *p);
   size_t encoded = 0;
-  if (sona_adapter_encode(l->adapter, at, room, &encoded)) {
+  if (sona_adapter_encode(l->teacher.adapter, at, room, &encoded)) {
     free(start);
     return EIO;
   }
@@ -82,7 +82,11 @@ int learner_save(learner *l) {
   size_t size = 0;
   pthread_mutex_lock(&l->saving);
   pthread_mutex_lock(&l->lock);
+  l->until = l->taken; /* rewards that come from now on wait */
+  while (l->shown < l->until) pthread_cond_wait(&l->room, &l->lock);
   int error = snapshot(l, &bytes, &size);
+  l->until = UINT64_MAX;
+  pthread_cond_signal(&l->come);
   pthread_mutex_unlock(&l->lock); /* requests go on while the disk is busy */
   if (!error) {
     const uint64_t hash = file_hash(bytes + HASHED, size - HASHED);
@@ -106,19 +110,19 @@ static int restore(learner *l, const char *bytes, size_t size) {
   if (head.dim != l->arms->dim || head.arms != l->arms->count || head.fingerprint != l->arms->fingerprint || head.side != side)
     return EINVAL;
   if (head.hash != file_hash(bytes + HASHED, size - HASHED)) return EINVAL;
-  if (sona_adapter_decode(l->adapter, bytes + front, size - front)) return EINVAL;
+  if (sona_adapter_decode(l->teacher.adapter, bytes + front, size - front)) return EINVAL;
   for (size_t k = 0; k < l->arms->count; k++) {
     saved_arm arm;
     take(&at, &arm, sizeof arm);
-    sona_policy_set_calibration(l->policy, (int32_t)k, arm.rewarded, arm.shown, arm.choices);
+    sona_policy_set_calibration(l->teacher.policy, (int32_t)k, arm.rewarded, arm.shown, arm.choices);
   }
-  float *const p = sona_instant_covariance(l->instant, &side, &ld);
+  float *const p = sona_instant_covariance(l->teacher.instant, &side, &ld);
   for (size_t i = 0; p && i < side; i++) take(&at, p + i * ld, side * sizeof *p);
-  sona_instant_set_calibration(l->instant, head.calibration);
-  sona_policy_set_state(l->policy, head.policy);
-  const sona_lora w = sona_adapter_view(l->adapter); /* is the older copy now that the guard falls back to */
+  sona_instant_set_calibration(l->teacher.instant, head.calibration);
+  sona_policy_set_state(l->teacher.policy, head.policy);
+  const sona_lora w = sona_adapter_view(l->teacher.adapter); /* is the older copy now that the guard falls back to */
   for (int copy = 0; copy < 2; copy++)
-    if (sona_policy_set_copy(l->policy, copy, w.down, w.up, w.ld, w.offset, w.rank)) return ENOMEM;
+    if (sona_policy_set_copy(l->teacher.policy, copy, w.down, w.up, w.ld, w.offset, w.rank)) return ENOMEM;
   if (l->next_id < head.next_id) l->next_id = head.next_id;
   l->learned = head.learned;
   return 0;
