@@ -299,6 +299,33 @@ def test_plain_leaves_everything_as_it_is(start: Callable[..., Server], arms: np
     assert server.ask("POST", "/save")[0] == 409
 
 
+def test_rewards_that_come_in_one_piece_are_learned_in_order(start: Callable[..., Server], arms: np.ndarray, tmp_path: Path) -> None:
+    """More than can wait, with second thoughts among them: what is learned is what one after the other would have taught."""
+    servers = [start(arms, "--threads", 1, "--state", tmp_path / f"state{i}") for i in range(2)]
+    first = []
+    for server in servers:
+        task = Task(arms, np.random.default_rng(3), noise=2)
+        asked = [(server.route(x), right) for x, right in (task.request() for _ in range(200))]
+        told = [(chosen["id"], int(chosen["arm"] == right)) for chosen, right in asked]
+        told += [(id, 1 - reward) for id, reward in told[::7]]
+        first.append(told[0][0])
+        if server is servers[0]:
+            for id, reward in told:
+                assert server.feedback(id, reward) == 200
+                server.learned()
+            continue
+        lines = [f"POST /feedback?id={id}&reward={reward} HTTP/1.1" for id, reward in told]
+        stream = b"".join(request(line) for line in lines[:-1]) + request(lines[-1], "Connection: close")
+        assert server.raw(stream).count(b"HTTP/1.1 200 OK\r\n") == len(told)
+    for server in servers:
+        server.good("POST", "/save")  # learns what waits
+        assert [server.stats()[name] for name in ("learned", "waiting", "failed")] == [200, 0, 0]
+    for x, _ in (task.request() for _ in range(20)):
+        assert (servers[0].embed(x) == servers[1].embed(x)).all()
+        a, b = (server.route(x) for server in servers)
+        assert (a["id"] - first[0], a["arm"], a["probability"]) == (b["id"] - first[1], b["arm"], b["probability"])
+
+
 def test_many_clients_at_once(start: Callable[..., Server], arms: np.ndarray) -> None:
     """Two embed while two teach: every request is answered and counted, every answer is finite."""
     server = start(arms, "--threads", 2)

@@ -8,7 +8,7 @@
 #include "sona/pending.h"
 #include "sona/policy.h"
 
-enum { WAITING = 256 }; /* rewards that have been taken and not yet learned; further ones wait for room */
+enum { WAITING = 64 }; /* rewards that have been taken and not yet learned; further ones wait for room.  Few beside REMEMBERED */
 
 /* A policy with what it stands on. */
 typedef struct mind {

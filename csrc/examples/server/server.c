@@ -4,7 +4,7 @@
  *
  *   POST /embed                          DIM float32 in, DIM float32 out: x + delta(x)
  *   POST /route                          DIM float32 in, {"id": ..., "arm": ..., "probability": ..., "propensity": ...} out
- *   POST /feedback?id=ID&reward=R        R in [0, 1] for a decision of /route: learned before the answer leaves
+ *   POST /feedback?id=ID&reward=R        R in [0, 1] for a decision of /route: taken, and learned soon
  *   POST /save                           writes the state
  *   GET  /stats
  *
