@@ -65,7 +65,9 @@ test: lint docs
 FUZZ_SECONDS ?= 600
 
 # The slow tests run what else is in docs/proofs.md: models, other CPUs, valgrind, coverage of the C core.
+# It installs torch, transformers and PEFT for the tests of what sona does beside them.
 check-all: test
+	@$(call install_with,models)
 	$(MAKE) -C csrc/tests asan tsan
 	$(MAKE) -C csrc/proofs fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 	for target in trajectory factors state manifest log arms npz csv; do echo $$target; done \

@@ -1,5 +1,7 @@
 """The site: `make docs` builds it into build/site, without a warning."""
 
+from importlib.util import find_spec
+
 import sona
 
 project = "sona"
@@ -13,7 +15,7 @@ autosummary_generate = True
 autodoc_default_options = {"members": True, "undoc-members": True, "inherited-members": True}
 autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
-autodoc_type_aliases = {"Floats": "Floats"}
+autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
 napoleon_google_docstring = False
 napoleon_custom_sections = ["Thread-safety"]
 napoleon_use_ivar = True
