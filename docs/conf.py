@@ -1,7 +1,5 @@
 """The site: `make docs` builds it into build/site, without a warning."""
 
-from importlib.util import find_spec
-
 import sona
 
 project = "sona"
@@ -15,7 +13,6 @@ autosummary_generate = True
 autodoc_default_options = {"members": True, "undoc-members": True, "inherited-members": True}
 autodoc_member_order = "groupwise"
 autodoc_typehints = "signature"
-autodoc_mock_imports = [] if find_spec("torch") else ["torch"]
 napoleon_google_docstring = False
 napoleon_custom_sections = ["Thread-safety"]
 napoleon_use_ivar = True
