@@ -75,6 +75,7 @@ def test_store_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "docs/gate.md",
         "docs/memory.md",
         "docs/phi.md",
+        "docs/sklearn.md",
         "docs/sources.md",
         "docs/tutorials/migrate.md",
         "docs/tutorials/router_costs.md",

@@ -182,7 +182,7 @@ class Attached:
     def _shared(self, x: Tensor) -> Floats | None:
         """The memory of x as (tokens, width), where the core can work on it as it is; None where it has to be converted."""
         try:
-            a = x.numpy()
+            a: Floats = x.numpy()
         except (TypeError, RuntimeError):  # another device or type, or a parameter
             return None
         if a.dtype is not _FLOAT32 or a.ndim == 0 or a.shape[-1] != self._width or a.size == 0 or not a.flags.c_contiguous:
