@@ -13,7 +13,15 @@ from sona.store import check_snapshot, open_store
 from sona.store.open import namespaces_of, shown
 
 REQUIRED = ("numpy", "scipy", "scikit-learn", "networkx", "safetensors")
-OPTIONAL = {"matplotlib": "plot", "psycopg": "postgres"}  # package -> extra
+OPTIONAL = {  # package -> extra
+    "matplotlib": "plot",
+    "usearch": "ann",
+    "psycopg": "postgres",
+    "pgvector": "postgres",
+    "torch": "torch",
+    "gguf": "gguf",
+    "pyarrow": "parquet",
+}
 
 
 def machine_report() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import sona
 from sona import Router, SonaError
 from sona.cli import main
+from sona.health import OPTIONAL
 
 ORDER = ["frozen", "sona", "LinUCB"]
 
@@ -295,3 +297,10 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
 def test_the_installed_command_is_main() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"sona": "sona.cli:main"}
+
+
+def test_doctor_knows_every_package_that_an_extra_brings():
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    ours = {extra: packages for extra, packages in extras.items() if extra not in ("bench", "dev", "models")}
+    named = {(re.match(r"[\w-]+", package).group(), extra) for extra, packages in ours.items() for package in packages}
+    assert set(OPTIONAL.items()) == named
