@@ -18,6 +18,7 @@ OPTIONAL = {  # package -> extra
     "usearch": "ann",
     "psycopg": "postgres",
     "pgvector": "postgres",
+    "prometheus-client": "prometheus",
     "torch": "torch",
     "gguf": "gguf",
     "pyarrow": "parquet",

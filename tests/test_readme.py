@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import subprocess
+import sys
 from dataclasses import is_dataclass
 from enum import Enum
 from importlib.util import find_spec
@@ -63,6 +64,13 @@ def test_store_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("router", "store"):
         names[name].close()  # type: ignore[attr-defined]
     assert (tmp_path / "sona.db").exists()
+
+
+def test_the_metrics_example_runs():
+    (code,) = blocks("docs/operations.md", "python")
+    shown = "print(prometheus_client.generate_latest().decode())"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{shown}"], capture_output=True, text=True, check=True)
+    assert 'sona_requests_total{router="faq"} 0.0' in done.stdout
 
 
 @pytest.mark.parametrize(
