@@ -100,6 +100,14 @@ def test_labels_that_were_not_announced_are_refused_and_nothing_is_learned(digit
     assert (model.decision_function(test) == before).all()
 
 
+def test_a_first_call_that_is_refused_leaves_it_unfitted():
+    model = BanditClassifier()
+    with pytest.raises(ValueError, match="expected labels among classes"):
+        model.partial_fit(np.eye(2), ["z", "a"], classes=["a", "b"])
+    assert vars(model) == vars(BanditClassifier())
+    model.partial_fit(np.eye(3), ["a", "b", "a"], classes=["a", "b"])
+
+
 def test_a_router_with_open_decisions_is_still_no_pickle():
     with pytest.raises(sona.SonaTypeError):
         pickle.dumps(sona.Router(["a", "b"], dim=2))

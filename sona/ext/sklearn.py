@@ -68,13 +68,15 @@ class _Taught(BaseEstimator):  # type: ignore[misc]
         first = not hasattr(self, "router_")
         X, y = validate_data(self, X, y, dtype=np.float32, reset=first)
         check_classification_targets(y)
+        known = self.classes_ if not first else unique_labels(y if classes is None else classes)
+        rows = np.searchsorted(known, y)
+        strange = known[np.minimum(rows, len(known) - 1)] != y
+        if np.any(strange):
+            if first:
+                del self.n_features_in_  # nothing has been learned: the next call is the first
+            raise ValueError(f"y: expected labels among classes {known}, got {np.unique(np.asarray(y)[strange])}")
         if first:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            self._open(unique_labels(y) if classes is None else unique_labels(classes), X, y, seed)
-        rows = np.searchsorted(self.classes_, y)
-        known = self.classes_[np.minimum(rows, len(self.classes_) - 1)] == y
-        if not np.all(known):
-            raise ValueError(f"y: expected labels among classes {self.classes_}, got {np.unique(np.asarray(y)[~known])}")
+            self._open(known, X, y, int(check_random_state(self.random_state).randint(2**31 - 1)))
         self._teach(X, rows)
         return self
 
