@@ -14,8 +14,6 @@ from sona._fields import whole
 from sona.errors import SonaValueError
 from sona.router import Router
 
-_TAU = 0.1  # of Router
-
 
 class _Taught(BaseEstimator):  # type: ignore[misc]
     """
@@ -178,7 +176,8 @@ class BanditClassifier(ClassifierMixin, _Taught):  # type: ignore[misc]
         norms = np.linalg.norm(X.astype(np.float64), axis=1, keepdims=True)
         unit = np.divide(X, norms, out=np.zeros(X.shape), where=norms > 0)
         adapted = self.router_.apply_batch(unit.astype(np.float32)).astype(np.float64)
-        scores: npt.NDArray[np.float64] = adapted @ self.router_._policy.vectors().astype(np.float64).T / _TAU
+        policy = self.router_._policy
+        scores: npt.NDArray[np.float64] = adapted @ policy.vectors().astype(np.float64).T / policy.tau
         return scores
 
 
