@@ -183,6 +183,11 @@ def test_the_reference_has_every_public_name():
     assert sorted(listed) == sorted(set(sona.__all__) - {"__version__"})
 
 
+def test_every_public_name_says_in_a_line_what_it_is():
+    first = {name: (inspect.getdoc(getattr(sona, name)) or "").strip().split("\n\n")[0] for name in set(sona.__all__) - {"__version__"}}
+    assert [name for name, line in first.items() if not line or "\n---" in line] == []
+
+
 def test_the_reference_has_every_header():
     listed = re.findall(r"include/(sona/\w+\.h)", text("docs/reference/c.md"))
     assert sorted(listed) == sorted(f"sona/{p.name}" for p in (ROOT / "csrc/include/sona").glob("*.h"))

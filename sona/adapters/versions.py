@@ -13,6 +13,8 @@ KEPT = 20
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
     """
+    A correction that was served or proposed, as it was then, with the verdict on it.
+
     Attributes
     ----------
     name : str

@@ -40,6 +40,8 @@ Serve = Literal["accepted", "screened"]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundLoopConfig:
     """
+    When a background cycle is due, and how it replays.
+
     Attributes
     ----------
     extraction_interval : float
@@ -101,6 +103,8 @@ class BackgroundLoopConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackgroundResult:
     """
+    What one background cycle did.
+
     Attributes
     ----------
     trajectories_processed, patterns_extracted : int

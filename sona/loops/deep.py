@@ -50,6 +50,8 @@ class TaskMemory(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeepLoopConfig:
     """
+    How large a memory may grow, and how a deep cycle dreams.
+
     Attributes
     ----------
     deep_interval : float
@@ -105,6 +107,8 @@ class DeepLoopConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeepResult:
     """
+    What one deep cycle did.
+
     Attributes
     ----------
     dreams_generated, dreams_integrated : int

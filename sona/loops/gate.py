@@ -20,6 +20,8 @@ __all__ = ["Duel", "Gate", "GateConfig", "Played", "Ruling", "Side", "SourceVeto
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
     """
+    What a candidate has to prove before it is accepted.
+
     Attributes
     ----------
     q : float

@@ -15,6 +15,8 @@ from sona.types import QueryTrajectory
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstantLoopConfig:
     """
+    What the instant loop holds before it flushes, at most.
+
     Attributes
     ----------
     micro_lora_rank : int
@@ -36,6 +38,8 @@ class InstantLoopConfig:
 @dataclass(slots=True)
 class InstantLoopMetrics:
     """
+    Counters of the instant loop.
+
     Attributes
     ----------
     processed : int
