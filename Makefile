@@ -30,16 +30,20 @@ $(VENV)/bin/python:
 $(STAMP): pyproject.toml setup.py | $(VENV)/bin/python
 	@echo "installing into $(VENV)"
 	@$(call install_with,plot)
-	@touch $(STAMP)
+	@touch $(STAMP) $(STAMP)-compiled
 
 # With all that `install` needs: pip compiles everything each time.
 $(STAMP)-dev: pyproject.toml setup.py | $(VENV)/bin/python
 	@echo "installing into $(VENV), with what the tests need"
 	@$(call install_with,dev)
-	@touch $(STAMP) $(STAMP)-dev
+	@touch $(STAMP) $(STAMP)-dev $(STAMP)-compiled
+
+# pip has compiled everything when it has installed; afterwards only what has changed is compiled.
+COMPILED := setup.py $(wildcard csrc/src/*.[ch] csrc/include/sona/*.h) $(shell find sona -name '*.pyx' -o -name '*.pxd')
 
 install: $(STAMP)
-	@$(BIN)/python setup.py --quiet build_clib build_ext --inplace
+	@test -e $(STAMP)-compiled && test -z "$$(find $(COMPILED) -newer $(STAMP)-compiled)" \
+		|| ($(BIN)/python setup.py --quiet build_clib build_ext --inplace && touch $(STAMP)-compiled)
 
 install-dev: $(STAMP)-dev install
 
@@ -90,4 +94,4 @@ asv-compare: install
 	cd asv_benchmarks && ../$(BIN)/asv machine --yes && ../$(BIN)/asv continuous --factor 1.15 --split $(BASE) HEAD
 
 clean:
-	rm -rf build dist *.egg-info sona/**/*.so csrc/tests/bin
+	rm -rf $(STAMP) $(STAMP)-dev $(STAMP)-compiled build dist *.egg-info sona/**/*.so csrc/tests/bin

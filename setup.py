@@ -10,6 +10,7 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 C_FLAGS = ["-O3", "-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
@@ -41,6 +42,15 @@ class BuildLibrary(build_clib):
         super().run()
 
 
+class BuildExtensions(build_ext):
+    """Compiles as many modules at a time as there are processors, unless --parallel says otherwise."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count()
+
+
 def extension(path):
     """sona/adapters/_lora.pyx -> the extension module sona.adapters._lora"""
     return Extension(
@@ -55,7 +65,7 @@ def extension(path):
 
 
 setup(
-    cmdclass={"build_clib": BuildLibrary, "build_py": BuildPython},
+    cmdclass={"build_clib": BuildLibrary, "build_ext": BuildExtensions, "build_py": BuildPython},
     libraries=[
         (
             "sona",
