@@ -64,7 +64,7 @@ docs: install-dev
 
 test: lint docs
 	$(MAKE) -C csrc/tests check
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered -m "not slow"
 
 FUZZ_SECONDS ?= 600
 

@@ -68,7 +68,7 @@ class Oracle:
 
     def weigh(self, source: str, surprise: float) -> float:
         self.history.append((source, surprise))
-        known = {who: self.sums(who) for who, _ in self.history}
+        known = {who: self.sums(who) for who in {who for who, _ in self.history}}
         if len(self.history) % 16 == 0:
             means = [mean for _, count, mean, _ in known.values() if count >= 10]
             self.middle = median(means) if len(means) >= self.limits.min_sources else None
