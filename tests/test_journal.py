@@ -812,6 +812,7 @@ def test_a_state_survives_its_encoding(rng: np.random.Generator) -> None:
         (1 << 60).to_bytes(8, "little") + b"{}",
         encode_state({"a": np.zeros(9)}, {})[:-8],
         b"\x02" + bytes(7) + b"{}",
+        (100_031).to_bytes(8, "little") + b'{"__metadata__":{"sona":"%b"}}   ' % (b"[" * 100_000),
     ],
 )
 def test_what_is_no_state_is_refused(blob: bytes) -> None:

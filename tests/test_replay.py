@@ -412,6 +412,7 @@ def test_npz_reads_x_and_y_in_order(tmp_path: Path) -> None:
         ({"X": np.ones((2, 1 << 17), np.int8), "y": np.arange(2)}, "at most 65536 features, got 131072"),
         ({"X": np.ones((4, 2)), "y": np.zeros(4)}, "2..100000 classes in y, got 1"),
         ({"X": np.ones((4, 2)), "y": np.array([{}, {}, {}, {}])}, "never unpickled"),
+        ({"X": np.ones((2, 2)), "y": np.array([0, 1e300])}, "labels below 2"),
     ],
 )
 def test_unusable_npz_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -468,6 +469,17 @@ def test_a_broken_npz_is_refused(tmp_path: Path) -> None:
         broken[int(rng.integers(len(broken)))] ^= 0xFF
         (tmp_path / "data.npz").write_bytes(broken)
         with suppress(SonaError):
+            read_npz(tmp_path / "data.npz", BadLines("data.npz", skip=False))
+    start, end = content.find(b"PK\x01\x02"), content.rfind(b"PK\x05\x06")
+    cases = {
+        "a name that is no UTF-8": (start + 9, bytes([content[start + 9] | 8]), start + 46, b"\xff"),
+        "a member before the start of the file": (end + 16, (start + 100).to_bytes(4, "little"), 0, b""),
+    }
+    for at, new, other, more in cases.values():  # UnicodeDecodeError and OSError of zipfile
+        broken = bytearray(content)
+        broken[at : at + len(new)], broken[other : other + len(more)] = new, more
+        (tmp_path / "data.npz").write_bytes(broken)
+        with pytest.raises(SonaValueError, match=r"not a sound \.npz"):
             read_npz(tmp_path / "data.npz", BadLines("data.npz", skip=False))
     (tmp_path / "data.npz").write_bytes(b"not a zip")
     with pytest.raises(SonaValueError, match=r"not a sound \.npz"):

@@ -292,6 +292,7 @@ DAMAGE = {
         (path / "manifest.json").symlink_to(path / "moved.json"),
     ),
     "sealed with another format": lambda path: reseal(path, lambda m: m.update(format="other")),
+    "sealed without the checksum of its data": lambda path: reseal(path, lambda m: m["data"].pop("sha256")),
     "sealed with a path": lambda path: reseal(path, lambda m: m["data"].update(file="../../etc/passwd")),
     "sealed with a giant shape": lambda path: reseal(path, lambda m: m["arrays"]["counts"].update(shape=[2**31 - 1] * 8)),
     "sealed with a negative shape": lambda path: reseal(path, lambda m: m["arrays"]["counts"].update(shape=[-5])),
