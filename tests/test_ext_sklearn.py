@@ -97,6 +97,8 @@ def test_labels_that_were_not_announced_are_refused_and_nothing_is_learned(digit
     before = model.decision_function(test)
     with pytest.raises(ValueError, match="expected labels among classes"):
         model.partial_fit(train[:2], ["0", "eleven"])
+    with pytest.raises(ValueError, match="classes: expected those of the first call"):
+        model.partial_fit(train[:2], labels[:2], classes=[*labels, "eleven"])
     assert (model.decision_function(test) == before).all()
 
 

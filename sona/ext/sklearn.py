@@ -61,9 +61,11 @@ class _Taught(BaseEstimator):  # type: ignore[misc]
         X : (n, n_features)
         y : (n,)
         classes : array, optional
-            All classes there will be; needed in the first call where y does not hold them all.
+            All classes there will be; needed in the first call where y does not hold them all, and the same in each call that names them.
         """
         first = not hasattr(self, "router_")
+        if not first and classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
+            raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {unique_labels(classes)}")
         X, y = validate_data(self, X, y, dtype=np.float32, reset=first)
         check_classification_targets(y)
         known = self.classes_ if not first else unique_labels(y if classes is None else classes)
