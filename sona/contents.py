@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sona.adapters import Factors, Version
-from sona.adapters.versions import find, keep_served
+from sona.adapters import Version
+from sona.adapters.versions import find, keep_served, replaced_by
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.loops.deep import DeepLoop, DeepLoopConfig, DeepResult
 from sona.loops.episodes import Episodes
 from sona.loops.journal import Arrays, decode_state, encode_state, learners
+from sona.loops.learner import layers_of
 from sona.loops.limits import Sources
 from sona.loops.memory import Memory, kept_nodes
 from sona.loops.patterns import RequestPatterns, kept_patterns
@@ -179,14 +180,12 @@ def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = 
         versions = StoredVersions(store, name)
         version = find(versions.all(), wanted)
         arrays, meta, applied = _kept(store, name)
-        try:
-            before = Factors(arrays["layer0.down"], arrays["layer0.up"], arrays["layer0.offset"])
-        except (KeyError, SonaValueError) as error:
-            raise SonaCorruptError(f"{store.path}: state {name!r} is not that of an engine: {error}") from error
-        version.factors.check(before.down.shape[1], f"version {version.id}")
-        keep_served(versions, before, version, time.time())
-        one = version.factors
+        before = layers_of(arrays, f"{store.path}: state {name!r}")
+        version.check(before[0].down.shape[1], len(before))
+        keep_served(versions, name, before, time.time(), reason=replaced_by(version), spare=version.number)
         arrays = {key: value for key, value in arrays.items() if not key.startswith("trial.")}
-        arrays |= {"layer0.down": one.down, "layer0.up": one.up, "layer0.offset": one.offset, "layer0.base": np.array([len(one.down)])}
+        for number, one in enumerate(version.layers):
+            rows = {"down": one.down, "up": one.up, "offset": one.offset, "base": np.array([len(one.down)])}
+            arrays |= {f"layer{number}.{key}": value for key, value in rows.items()}
         store.put_state(name, encode_state(arrays, meta), applied, publish=version.number)
         return replace(version, published=True)

@@ -544,12 +544,26 @@ class SonaEngine:
         self._layer(0)
         return self._service.versions.all()
 
+    def keep_version(self, reason: str = "kept on request") -> Version:
+        """
+        Keep what every layer serves now as a version that `rollback` can bring back; the one that is kept already where nothing changed.
+
+        Raises
+        ------
+        SonaStoreError
+            Another process learns for this store, or it cannot be written.
+        """
+        self._layer(0)
+        if not isinstance(reason, str):
+            raise SonaTypeError(f"reason: expected a str, got {reason!r}")
+        return self._service.keep_served(reason)
+
     def publish(self, version: Version | str | int) -> Version:
         """
-        Serve a version from now on: its correction takes the place of the first layer's, and the instant loop goes on from there.
+        Serve a version from now on: its corrections take the place of those served, and the instant loop goes on from there.
 
         What has been learned until now is kept as a version of its own, so that `rollback` can bring it back. Readers that are in the
-        middle of a request finish it with what they began with.
+        middle of a layer finish it with what they began with. A candidate of the background loop is of the first layer; others stay.
 
         Parameters
         ----------

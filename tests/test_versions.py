@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from sona import Router, SonaEngine
 from sona.adapters import Factors, MemoryVersions, Version
+from sona.adapters.factors import join, split
 from sona.adapters.versions import KEPT, find
 from sona.cli import main
 from sona.config import SonaConfig
-from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError
+from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops.versions import StoredVersions
 from sona.store import SqliteStore, VersionRow
 
@@ -324,6 +325,77 @@ def test_versions_of_an_engine_without_a_router() -> None:
     for call in (engine.versions, engine.background_learn, lambda: engine.rollback(1)):
         with pytest.raises(SonaClosedError):
             call()
+
+
+# ---- several layers ----
+
+
+def teach(engine: SonaEngine, seed: int) -> None:
+    """A step of each layer, each another one."""
+    rng = np.random.default_rng(seed)
+    for layer in range(len(engine.adapters)):
+        x, v = rng.normal(size=(2, DIM)).astype(np.float32)
+        engine.adapters[layer].append(v, x, 0.1)
+
+
+def all_served(engine: SonaEngine) -> list[bytes]:
+    return [Factors.of(adapter).to_bytes() for adapter in engine.adapters]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_kept_version_brings_every_layer_back(path: Path, stored: bool) -> None:
+    config = SonaConfig(hidden_dim=DIM, num_layers=3)
+    with SonaEngine(config, store=path if stored else None) as engine:
+        teach(engine, 1)
+        first = all_served(engine)
+        kept = engine.keep_version("before the night")
+        assert (kept.verdict, kept.reason, kept.as_dict()["layers"]) == ("served", "before the night", 3)
+        assert engine.keep_version().id == kept.id  # nothing has changed
+        teach(engine, 2)
+        second = all_served(engine)
+        assert all(a != b for a, b in zip(first, second, strict=True))
+        assert engine.rollback(kept).published
+        assert all_served(engine) == first
+        back = engine.versions()[-1]
+        assert [one.to_bytes() for one in back.layers] == second
+        engine.rollback(back)
+        assert all_served(engine) == second
+        with pytest.raises(SonaTypeError, match="reason"):
+            engine.keep_version(7)  # type: ignore[arg-type]
+    if stored:
+        with SonaEngine(config, store=path) as engine:
+            assert all_served(engine) == second
+        assert main(["rollback", str(path), str(kept.number)]) == 0
+        with SonaEngine(config, store=path) as engine:
+            assert all_served(engine) == first
+
+
+def test_a_version_of_the_first_layer_leaves_the_others(path: Path) -> None:
+    with SonaEngine(SonaConfig(hidden_dim=DIM, num_layers=2), store=path) as engine:
+        teach(engine, 1)
+        before = all_served(engine)
+        engine.publish(engine._service.versions.add(version(1)))
+        assert all_served(engine) == [factors(1).to_bytes(), before[1]]
+        assert len(engine.versions()[-1].layers) == 2
+        engine.rollback(2)
+        assert all_served(engine) == before
+
+
+def test_a_version_of_more_layers_than_there_are_is_not_served() -> None:
+    with SonaEngine(SonaConfig(hidden_dim=DIM)) as engine:
+        one = engine._service.versions.add(version(1, further=(factors(2),)))
+        with pytest.raises(SonaVersionError, match="at most 1 layers, got 2"):
+            engine.publish(one)
+
+
+def test_layers_survive_their_bytes() -> None:
+    layers = [factors(1), factors(2, rank=0), factors(3, rank=5)]
+    blob = join(layers)
+    assert [one.to_bytes() for one in split(blob)] == [one.to_bytes() for one in layers]
+    assert split(factors(1).to_bytes())[0].to_bytes() == factors(1).to_bytes() == join([factors(1)])
+    for bad in (b"", blob[:-1], blob + b"x", blob[:20], blob[4:], b"\xff" * 40):
+        with pytest.raises(SonaCorruptError, match="expected the bytes of a correction"):
+            split(bad)
 
 
 # ---- kill -9 ----

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -86,4 +87,26 @@ class Factors:
     @property
     def digest(self) -> str:
         """First 8 hexadecimal digits of the SHA-256 of the bytes."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()[:8]
+        return digest((self,))
+
+
+def join(layers: Iterable[Factors]) -> bytes:
+    """Corrections of several layers as bytes, one after the other."""
+    return b"".join(factors.to_bytes() for factors in layers)
+
+
+def split(blob: bytes) -> tuple[Factors, ...]:
+    """What `join` was given, at least one; SonaCorruptError for anything else."""
+    layers: list[Factors] = []
+    at = 0
+    while at < len(blob) or not layers:
+        _, rank, dim = _HEAD.unpack_from(blob, at) if len(blob) - at >= _HEAD.size else (b"", 0, 0)
+        end = at + _HEAD.size + 4 * rank * (2 * dim + 1)
+        layers.append(Factors.from_bytes(blob[at:end]))
+        at = end
+    return tuple(layers)
+
+
+def digest(layers: Iterable[Factors]) -> str:
+    """First 8 hexadecimal digits of the SHA-256 of the bytes."""
+    return hashlib.sha256(join(layers)).hexdigest()[:8]

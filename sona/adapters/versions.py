@@ -1,11 +1,11 @@
 """Versions: what was served and what was proposed, never changed, named by number and content."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from sona.adapters.factors import Factors
-from sona.errors import SonaValueError
+from sona.adapters.factors import Factors, digest
+from sona.errors import SonaValueError, SonaVersionError
 
 KEPT = 20
 
@@ -27,7 +27,7 @@ class Version:
         Wall clock, seconds since the epoch.
     verdict : {"accept", "reject", "undecided", "expired", "served"}
         "undecided" or "reject" when it was made; "accept", "reject" or "expired" for what a candidate had become at the end of its trial;
-        "served": no candidate but what an engine had learned when another version took its place.
+        "served": no candidate but what an engine had learned when it was kept: on request, or because another version took its place.
     reason : str
         In words, with the figures that mattered.
     metrics : mapping
@@ -35,6 +35,9 @@ class Version:
     window : mapping
         Numbers of rows by what became of them, and the first and last decision id of those replayed and held out.
     factors : Factors
+        Of the first layer.
+    further : tuple of Factors
+        Of the layers after it. Layers that a version does not hold stay as they are when it is served.
     published : bool
         Whether this is the version that was put in service last.
     """
@@ -48,17 +51,31 @@ class Version:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     window: Mapping[str, Any] = field(default_factory=dict)
     factors: Factors = field(repr=False, compare=False)
+    further: tuple[Factors, ...] = field(default=(), repr=False, compare=False)
     published: bool = False
 
     @property
     def id(self) -> str:
         """name@number-digest."""
-        return f"{self.name}@{self.number}-{self.factors.digest}"
+        return f"{self.name}@{self.number}-{digest(self.layers)}"
+
+    @property
+    def layers(self) -> tuple[Factors, ...]:
+        """Corrections by layer, from the first on."""
+        return (self.factors, *self.further)
+
+    def check(self, dim: int, layers: int) -> None:
+        """SonaVersionError unless an engine of that width and number of layers can serve it."""
+        if len(self.layers) > layers:
+            raise SonaVersionError(f"version {self.id}: expected at most {layers} layers, got {len(self.layers)}")
+        for factors in self.layers:
+            factors.check(dim, f"version {self.id}")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the factors, with their rank."""
+        """For JSON: everything but the factors, with their number and the rank of the first."""
         names = ("name", "number", "parent", "created", "verdict", "reason", "metrics", "window", "published")
-        return {"id": self.id} | {name: getattr(self, name) for name in names} | {"rank": len(self.factors.down)}
+        about = {"rank": len(self.factors.down), "layers": len(self.layers)}
+        return {"id": self.id} | {name: getattr(self, name) for name in names} | about
 
 
 class VersionLog(Protocol):
@@ -119,12 +136,18 @@ def find(versions: list[Version], wanted: Version | str | int) -> Version:
     raise SonaValueError(f"version: expected one of {', '.join(v.id for v in versions) or 'none, because there are none'}, got {text!r}")
 
 
-def keep_served(log: VersionLog, factors: Factors, successor: Version, now: float) -> None:
-    """Keep as a version what is served until `successor` takes its place, unless a kept version has these very factors."""
-    kept = log.all()
-    if factors.digest in [version.factors.digest for version in kept]:
-        return
+def keep_served(log: VersionLog, name: str, layers: Sequence[Factors], now: float, *, reason: str, spare: int | None = None) -> Version:
+    """Keep what an engine of that name serves as a version; the one that is kept already where it has these very factors."""
+    kept, content = log.all(), digest(layers)
+    for version in kept:
+        if digest(version.layers) == content:
+            return version
     parent = next((version.number for version in kept if version.published), None)
-    reason = f"served until {successor.id} took its place"
-    served = Version(name=successor.name, parent=parent, created=now, verdict="served", reason=reason, factors=factors)
-    log.add(served, spare=successor.number)  # which may be the oldest
+    first, *further = layers
+    served = Version(name=name, parent=parent, created=now, verdict="served", reason=reason, factors=first, further=tuple(further))
+    return log.add(served, spare=spare)
+
+
+def replaced_by(successor: Version) -> str:
+    """Why what was served before is kept."""
+    return f"served until {successor.id} took its place"

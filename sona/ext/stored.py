@@ -13,7 +13,8 @@ from sona.adapters.versions import find
 from sona.engine import SonaEngine
 from sona.errors import SonaCorruptError, SonaStoreError, SonaValueError
 from sona.ext.layers import Layer, Layers, get_layers
-from sona.loops.journal import Arrays, decode_state
+from sona.loops.journal import decode_state
+from sona.loops.learner import layers_of
 from sona.loops.versions import StoredVersions
 from sona.router import Router
 from sona.store import Store, open_store
@@ -134,7 +135,7 @@ def corrections(
     namespace, name : str
         Where `source` is a store.
     version : str or int, optional
-        Number or id. A version holds the first layer; the others are as they are, which is what `publish` would serve.
+        Number or id. Layers that it does not hold are as they are, which is what `publish` would serve.
     layers : Layers, optional
         Default: what the store has.
 
@@ -156,7 +157,7 @@ def corrections(
         kept = store.get_state(name)
         if kept is None:
             raise SonaStoreError(f"{store.path}: there is no state {name!r} in namespace {namespace!r} (--name)")
-        factors = _factors(decode_state(kept[0])[0], f"{store.path}: state {name!r}")
+        factors = layers_of(decode_state(kept[0])[0], f"{store.path}: state {name!r}")
         layers = get_layers(store, name) if layers is None else layers
         return _chosen(factors, layers, name, [] if version is None else StoredVersions(store, name).all(), version)
 
@@ -165,20 +166,8 @@ def _chosen(factors: list[Factors], layers: Layers | None, name: str, versions: 
     if wanted is None:
         return Corrections(tuple(factors), layers, name)
     version = find(versions, wanted)
-    version.factors.check(factors[0].down.shape[1], f"version {version.id}")
-    return Corrections((version.factors, *factors[1:]), layers, version.id)
-
-
-def _factors(arrays: Arrays, what: str) -> list[Factors]:
-    found: list[Factors] = []
-    try:
-        while f"layer{len(found)}.down" in arrays:
-            found.append(Factors(*(arrays[f"layer{len(found)}.{part}"] for part in ("down", "up", "offset"))))
-    except (KeyError, SonaValueError) as error:
-        raise SonaCorruptError(f"{what}: expected what an engine keeps, got: {error}") from error
-    if not found:
-        raise SonaCorruptError(f"{what} is not that of an engine")
-    return found
+    version.check(factors[0].down.shape[1], len(factors))
+    return Corrections((*version.layers, *factors[len(version.layers) :]), layers, version.id)
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sona.adapters import Adapter
+from sona.adapters import Adapter, Factors
 from sona.config import SonaConfig
-from sona.errors import SonaValueError
+from sona.errors import SonaCorruptError, SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Policy
 
@@ -43,6 +43,19 @@ def rows_of(adapter: Adapter) -> Arrays:
 def put_rows(adapter: Adapter, arrays: Arrays) -> None:
     """Replace all rows."""
     adapter.assign(arrays["down"], arrays["up"], arrays["offset"], int(arrays["base"][0]))
+
+
+def layers_of(arrays: Arrays, what: str) -> list[Factors]:
+    """The corrections of a kept state by layer, at least one; SonaCorruptError, naming `what`, for a state of something else."""
+    found: list[Factors] = []
+    try:
+        while f"layer{len(found)}.down" in arrays:
+            found.append(Factors(*(arrays[f"layer{len(found)}.{key}"] for key in ("down", "up", "offset"))))
+    except (KeyError, SonaValueError) as error:
+        raise SonaCorruptError(f"{what} is not that of an engine: {error}") from error
+    if not found:
+        raise SonaCorruptError(f"{what} is not that of an engine")
+    return found
 
 
 def learned(policy: Policy) -> Arrays:

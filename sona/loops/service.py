@@ -8,7 +8,7 @@ from typing import Any
 
 from sona._locks import lock
 from sona.adapters import Factors, MemoryVersions, Version
-from sona.adapters.versions import find, keep_served
+from sona.adapters.versions import find, keep_served, replaced_by
 from sona.errors import SonaStoreError, SonaValueError
 from sona.loops.background import BackgroundLoop, Proposal
 from sona.loops.gate import GateConfig
@@ -26,7 +26,7 @@ log = logging.getLogger("sona")
 
 class Service:
     """
-    Keeps versions of the first layer's correction, puts them in service or on trial, and decides trials.
+    Keeps versions of the corrections, puts them in service or on trial, and decides trials. Candidates are of the first layer alone.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class Service:
             raise SonaValueError(f"trial of {chosen.id}: expected a router with explore='greedy' and pool=False")
         if self._journal is not None and not self._journal.leading:
             raise SonaStoreError(f"trial of {chosen.id}: another process learns for this store")
-        chosen.factors.check(self._learners.config.hidden_dim, f"version {chosen.id}")
+        chosen.check(self._learners.config.hidden_dim, 1)
         with self.deciding:
             self.begin_trial(chosen, min(max(self._learners.instants[0].mean_reward, 0.01), 1.0))
         ruling = self.ruling
@@ -184,6 +184,13 @@ class Service:
 
     # ---- versions ----
 
+    def keep_served(self, reason: str) -> Version:
+        """Keep what is served now as a version; SonaStoreError where another process learns for the store."""
+        with self._mutex:
+            served = [Factors.of(adapter) for adapter in self._learners.adapters]
+        with self.deciding:
+            return keep_served(self.versions, self._name, served, time.time(), reason=reason)
+
     def publish(self, version: Version | str | int) -> Version:
         """Put a version, its number or its id in service; SonaError, and the old correction is served, where that cannot be."""
         with self.deciding:  # a reward may be deciding a trial
@@ -194,14 +201,15 @@ class Service:
         learners, journal = self._learners, self._journal
         if journal is not None and not journal.leading:
             raise SonaStoreError(f"version {version.id}: another process learns for this store")
-        version.factors.check(learners.config.hidden_dim, f"version {version.id}")
+        version.check(learners.config.hidden_dim, len(learners.adapters))
         with self._mutex:
             before, restores = learners.state(), 0 if journal is None else journal.restores
-            served = Factors.of(learners.adapters[0])
-        keep_served(self.versions, served, version, time.time())
+            served = [Factors.of(adapter) for adapter in learners.adapters]
+        keep_served(self.versions, self._name, served, time.time(), reason=replaced_by(version), spare=version.number)
         with self._mutex:
             if trial is None:
-                version.factors.put(learners.adapters[0])
+                for factors, adapter in zip(version.layers, learners.adapters, strict=False):
+                    factors.put(adapter)
             else:
                 trial.take_over()
             learners.end_trial()

@@ -3,7 +3,8 @@
 import json
 from dataclasses import replace
 
-from sona.adapters import Factors, Version
+from sona.adapters import Version
+from sona.adapters.factors import join, split
 from sona.store import Store, VersionRow
 
 
@@ -19,7 +20,7 @@ class StoredVersions:
         cannot be written.
         """
         about = json.dumps({"metrics": version.metrics, "window": version.window})
-        row = VersionRow(version.parent, version.created, version.verdict, version.reason, about, version.factors.to_bytes())
+        row = VersionRow(version.parent, version.created, version.verdict, version.reason, about, join(version.layers))
         return replace(version, number=self._store.put_version(self._name, row, spare=spare), published=False)
 
     def all(self) -> list[Version]:
@@ -28,6 +29,7 @@ class StoredVersions:
         found = []
         for number, row in self._store.versions(self._name):
             about = json.loads(row.about)
+            first, *further = split(row.factors)
             found.append(
                 Version(
                     name=self._name,
@@ -38,7 +40,8 @@ class StoredVersions:
                     reason=row.reason,
                     metrics=about["metrics"],
                     window=about["window"],
-                    factors=Factors.from_bytes(row.factors),
+                    factors=first,
+                    further=tuple(further),
                     published=number == published,
                 )
             )
