@@ -577,6 +577,35 @@ def test_it_listens_on_the_loopback_only(start: Callable[..., Server], arms: np.
     assert own == [f"0100007F:{listening:04X}"]
 
 
+def test_of_an_arm_the_direction_counts(start: Callable[..., Server], arms: np.ndarray) -> None:
+    answers = []
+    for scale in (1.0, 20.0):
+        server = start(arms * np.float32(scale))
+        answers.append(server.route(np.ones(DIM, np.float32))["probability"])
+        stop(server)
+    assert answers[0] == pytest.approx(answers[1], rel=1e-5)
+
+
+def test_an_arm_without_a_direction_is_refused(built: Path, arms: np.ndarray, tmp_path: Path) -> None:
+    for bad in (0.0, np.nan, np.inf):
+        np.concatenate([arms[1:], np.full((1, DIM), bad, "<f4")]).astype("<f4").tofile(tmp_path / "arms.f32")
+        done = subprocess.run([built / "server", "arms.f32", str(ARMS), str(DIM)], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "expected 5 * 16 finite float32" in done.stderr
+
+
+def test_the_tutorial_prints_what_it_says(built: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs/tutorials/c_server.md").read_text(encoding="utf-8")
+    (code,), (said,) = (re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for language in ("python", "text"))
+    code = code.replace("csrc/build/examples/server", str(built / "server"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    figure = re.compile(r"\d\.\d\d")
+    assert figure.sub("", done.stdout) == figure.sub("", said)
+    for got, want in zip(figure.findall(done.stdout), figure.findall(said), strict=True):
+        assert float(got) == pytest.approx(float(want), abs=0.04)  # rewards are learned beside the requests: when is not said
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [

@@ -7,19 +7,29 @@
 #include "file.h"
 #include "sona/kernels.h"
 
+/* To norm 1: what one score is worth beside another, the temperature is for that.  0 where there is none. */
+static int normalize(float *x, size_t dim) {
+  double square = 0;
+  for (size_t i = 0; i < dim; i++) square += (double)x[i] * x[i];
+  if (!(square > 1e-30 && square < 1e38)) return 0; /* NaN is neither */
+  for (size_t i = 0; i < dim; i++) x[i] = (float)(x[i] / sqrt(square));
+  return 1;
+}
+
 int arms_read(const char *path, size_t count, size_t dim, arms *out) {
   void *bytes;
   size_t size;
   const int error = file_read(path, &bytes, &size);
   if (error) return error;
-  const float *const numbers = bytes;
+  float *const numbers = bytes;
   int fits = size == count * dim * sizeof *numbers;
-  for (size_t i = 0; fits && i < count * dim; i++) fits = isfinite(numbers[i]);
+  const uint64_t fingerprint = file_hash(bytes, size);
+  for (size_t k = 0; fits && k < count; k++) fits = normalize(numbers + k * dim, dim);
   if (!fits) {
     free(bytes);
     return EINVAL;
   }
-  *out = (arms){count, dim, bytes, file_hash(bytes, size)};
+  *out = (arms){count, dim, bytes, fingerprint};
   return 0;
 }
 

@@ -9,11 +9,11 @@
 
 typedef struct arms {
   size_t count, dim;
-  float *vectors;       /* (count, dim), as they stand in the file */
+  float *vectors;       /* (count, dim), of norm 1 */
   uint64_t fingerprint; /* of the file: what was learned for other arms is of no use for these */
 } arms;
 
-/* 0, or an errno; EINVAL: not count * dim finite numbers. */
+/* 0, or an errno; EINVAL: not count * dim finite numbers, or a vector without a direction. */
 int arms_read(const char *path, size_t count, size_t dim, arms *out);
 void arms_free(arms *a);
 

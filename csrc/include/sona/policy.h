@@ -69,7 +69,8 @@ SONA_API sona_status sona_policy_create(const sona_policy_options *options, sona
                                         sona_policy **out);
 SONA_API void sona_policy_destroy(sona_policy *policy); /* accepts NULL */
 
-/* Puts an arm into a free row (returned in *row).  vector (dim), finite; cost in units of reward. */
+/* Puts an arm into a free row (returned in *row).  vector (dim), finite, of a norm that tau is meant for: 1, as a rule;
+ * cost in units of reward. */
 SONA_API sona_status sona_policy_add_arm(sona_policy *policy, const float *vector, float cost, int32_t *row);
 /* SONA_EINVAL when the row holds no arm. */
 SONA_API sona_status sona_policy_remove_arm(sona_policy *policy, int32_t row);
