@@ -130,6 +130,11 @@ def test_help_and_version(command: list[str], capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == f"sona {sona.__version__}\n"
 
 
+def test_it_is_a_module_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "sona", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"sona {sona.__version__}\n"
+
+
 def labelled(path: Path) -> str:
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3
