@@ -1,6 +1,7 @@
 """SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
@@ -22,7 +23,7 @@ from sona.loops.ended import Ended
 from sona.loops.episodes import Episodes
 from sona.loops.forgetting import ForgetReport, MemoryRewards, StoredRewards
 from sona.loops.instant import InstantLoop, InstantLoopConfig
-from sona.loops.journal import Journal
+from sona.loops.journal import FORKED, Journal
 from sona.loops.learners import Learners
 from sona.loops.limits import SourceLimits
 from sona.loops.memory import Memory
@@ -41,6 +42,8 @@ Store = str | os.PathLike[str] | AnyStore | None
 
 _TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
 _OPEN_TRAJECTORIES = 4096
+
+_deciding: "weakref.WeakSet[SonaEngine]" = weakref.WeakSet()  # those of routers with a store
 
 
 class SonaEngine:
@@ -108,6 +111,7 @@ class SonaEngine:
         self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self._closed = False
+        self._closed_because = "is closed"
         self._unsaved = False  # trajectories have taught something since the state was last written
         self._owns_store = isinstance(store, str | os.PathLike)
         self.store: AnyStore | None = open_store(store) if isinstance(store, str | os.PathLike) else store
@@ -152,6 +156,8 @@ class SonaEngine:
                 self._mutex = self.journal.mutex
                 self._rewards = StoredRewards(self._learners, self.journal, self.loop_b, self._memory)
             self._service = Service(name, self._learners, versions, self.journal, self.loop_b, self._mutex)
+            if self.policy is not None and self.journal is not None:
+                _deciding.add(self)
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception
             raise
@@ -207,7 +213,7 @@ class SonaEngine:
 
     def _layer(self, layer: int) -> Adapter:
         if self._closed:
-            raise SonaClosedError("the engine is closed")
+            raise SonaClosedError(f"the engine {self._closed_because}")
         if not 0 <= (number := layer if type(layer) is int else whole(layer, "layer")) < len(self.adapters):
             raise SonaValueError(f"layer: expected 0 to {len(self.adapters) - 1}, got {layer}")
         return self.adapters[number]
@@ -734,6 +740,11 @@ class SonaEngine:
             if self.store is not None and self._owns_store:
                 self.store.close()
 
+    def _disown(self) -> None:
+        """Runs in a forked child: decisions of this router could neither be kept nor rewarded here, so there are none."""
+        if not self._closed:
+            self._closed, self._closed_because = True, FORKED
+
     def __enter__(self) -> Self:
         return self
 
@@ -748,3 +759,11 @@ class SonaEngine:
     def __repr__(self) -> str:
         where = "memory" if self.store is None else self.store.path
         return f"<SonaEngine dim={self.config.hidden_dim} layers={self.config.num_layers} store={where}>"
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_deciding):
+        engine._disown()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -290,7 +290,7 @@ class Router:
             Arms open to this choice; default all.
         """
         if self.engine._closed:
-            raise SonaClosedError("the router is closed")
+            raise SonaClosedError(f"the router {self.engine._closed_because}")
         decision = self._policy.route(x, candidates) if self._retrieval is None else self._retrieval.route(x, candidates)
         if self._journal is not None:
             self._journal.notify()
@@ -497,7 +497,7 @@ class Router:
 
     def _check_open(self) -> None:
         if self.engine._closed:
-            raise SonaClosedError("the router is closed")
+            raise SonaClosedError(f"the router {self.engine._closed_because}")
 
     def _check_recording(self) -> None:
         self._check_open()

@@ -1,5 +1,6 @@
 """The group writer: rows reach the store in groups, flush means durable, a failing store costs bounded memory and no waiting."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -118,6 +119,117 @@ def test_a_failed_group_is_kept_in_order_and_tried_again_after_doubling_waits(ma
     clock.now = 16.0
     disk.error = None
     assert writer.step() == 1
+
+
+def test_who_waits_is_told_when_what_was_recorded_before_is_durable(made):
+    writer, buffer, disk, _, _ = made()
+    heard = []
+    buffer.put(feedback=[feedback(1)])
+    writer.when_durable(lambda error: heard.append((error, list(disk.groups))))
+    buffer.put(feedback=[feedback(2)])
+    assert heard == []
+    writer.step()
+    assert heard == [(None, [([], [1, 2], [])])]
+    writer.step()
+    writer.flush()
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("way", ["step", "flush", "close"])
+def test_who_waits_is_told_that_a_group_was_not_written(made, way):
+    writer, buffer, disk, _, _ = made()
+    heard = []
+    buffer.put(feedback=[feedback(1)])
+    disk.error = OSError("full")
+    writer.step()
+    for _ in range(2):
+        writer.when_durable(heard.append)
+    with contextlib.suppress(SonaStoreError):  # also within the pause after a failure: who waits wants to know
+        getattr(writer, way)()
+    assert [(type(error), str(error)) for error in heard] == [(SonaStoreError, "flush failed, 1 rows wait to be written: full")] * 2
+    assert heard[0] is not heard[1]
+    disk.error = None
+    if way != "close":
+        writer.when_durable(heard.append)
+        writer.step()
+        assert heard[2] is None
+        assert disk.groups == [([], [1], [])]
+
+
+def test_who_waits_is_told_of_lost_rows_and_one_who_raises_keeps_nothing_from_the_others(made, caplog):
+    writer, buffer, disk, _, _ = made(spool_rows=2)
+    disk.error = OSError("full")
+    buffer.put(feedback=[feedback(id) for id in range(5)])
+    writer.step()
+    disk.error = None
+    heard = []
+    writer.when_durable(lambda error: 1 / 0)
+    writer.when_durable(heard.append)
+    writer.step()
+    assert "3 rows were dropped" in str(heard[0])
+    assert "ZeroDivisionError" in caplog.text
+    writer.flush()  # it has been said
+
+
+def test_who_comes_after_the_end_is_told_so_and_who_waited_hears_of_the_last_group(made):
+    writer, buffer, disk, _, _ = made()
+    heard = []
+    buffer.put(feedback=[feedback(1)])
+    writer.when_durable(heard.append)
+    writer.close()
+    assert heard == [None]
+    assert disk.groups == [([], [1], [])]
+    writer.when_durable(heard.append)
+    assert isinstance(heard[1], SonaClosedError)
+
+
+def test_a_thread_does_not_keep_those_waiting_who_want_to_know():
+    buffer, disk = Buffer(), Disk()
+    with GroupWriter(disk, buffer.drain, interval=1000) as writer:
+        for round in range(20):  # from the second on, the thread is in its pause
+            told = threading.Event()
+            buffer.put(feedback=[feedback(round)])
+            writer.when_durable(lambda error, told=told: told.set())
+            assert told.wait(60)
+        assert [group[1] for group in disk.groups] == [[round] for round in range(20)]
+
+
+def test_nobody_waits_for_ever_while_groups_fail_and_threads_flush():
+    buffer, disk = Buffer(), Disk()
+    lock, heard, asked, stop = threading.Lock(), [], [], threading.Event()
+
+    def drain():
+        with lock:
+            return buffer.drain()
+
+    def ask(seed):
+        for each in range(200):
+            number = seed * 1000 + each
+            with lock:
+                buffer.put(feedback=[feedback(number)])
+            asked.append(number)
+            writer.when_durable(lambda error, number=number: heard.append((number, error, any(number in group[1] for group in disk.groups))))
+
+    def disturb():
+        while not stop.is_set():
+            disk.error = None if disk.error else OSError("full")
+            with contextlib.suppress(SonaStoreError):
+                writer.flush()
+
+    writer = GroupWriter(disk, drain, interval=1e-4, on_error=lambda error: None)
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(3)]
+    disturber = threading.Thread(target=disturb)
+    for thread in (*threads, disturber):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    disturber.join()
+    disk.error = None
+    writer.close()
+    assert sorted(number for number, _, _ in heard) == sorted(asked)
+    assert all(written for _, error, written in heard if error is None)
+    assert sorted(id for group in disk.groups for id in group[1]) == sorted(asked)
 
 
 def test_what_was_written_before_a_failure_is_not_written_again(made):
@@ -553,11 +665,14 @@ def test_a_forked_child_is_passive_and_the_parent_writes_once(tmp_path, run_pyth
         writer = GroupWriter(store, drain, interval=0.001)
         rows.append(DecisionRow(1, 0.0, b"", 0, 1, None, 1.0, b""))
         writer._spool.extend([DecisionRow(2, 0.0, b"", 0, 1, None, 1.0, b"")], [], [])
+        heard = []
         writer._flight.acquire()  # as if a group were under way
         child = os.fork()
         if child == 0:
             writer.notify()
             assert writer.spooled == 0
+            writer.when_durable(lambda error: heard.append(str(error)))
+            assert heard == ["the writer belongs to the parent of this forked process"], heard
             try:
                 writer.flush(timeout=5)
             except SonaClosedError as exc:

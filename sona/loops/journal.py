@@ -35,6 +35,7 @@ TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its 
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
 MEMORY = ".memory-"  # the same: its memory graph
 LAYERS = ".layers"  # the same, at the end: which layers of a model it stands beside
+FORKED = "belongs to the parent of this forked process: make a Router(...) here, in each worker (gunicorn: post_fork; ASGI: lifespan)"
 _PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
 
 
@@ -330,7 +331,7 @@ class Journal:
 
     def _disown(self) -> None:
         """Runs in a forked child: what the parent recorded is the parent's, and nothing can be recorded here."""
-        self._ending, self._closed_because = True, "belongs to the parent of this forked process: make one here"
+        self._ending, self._closed_because = True, FORKED
         self.leading = self._following = False
         self._feedback, self._trajectories, self._capture = [], [], None
 

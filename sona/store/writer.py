@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -21,6 +21,7 @@ from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
 
 log = logging.getLogger("sona")
 
+Told = Callable[[Exception | None], object]
 Drained = tuple[Iterable[DecisionRow], Iterable[FeedbackRow], Iterable[TrajectoryRow]]
 Group = tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]
 
@@ -47,8 +48,8 @@ class GroupWriter:
     ``backoff[1]``; the caller's hot path never notices. A spool that is full loses its oldest decisions first, then
     trajectories, then feedback; losses are counted, reported to `on_error`, and make the next `flush` raise.
 
-    `notify` may be called from any thread and never waits. Everything else may be called from any thread and takes
-    turns. In a forked child the writer is passive: `notify` does nothing, `flush` and `step` raise, the parent writes.
+    `notify` and `when_durable` may be called from any thread and never wait. Everything else may be called from any thread
+    and takes turns. In a forked child the writer is passive: `notify` does nothing, `flush` and `step` raise, the parent writes.
 
     Parameters
     ----------
@@ -123,6 +124,8 @@ class GroupWriter:
         self._in_flight = False
         self._notified = False
         self._wake = Signal()
+        self._hurry = Signal()  # ends the pause between two groups
+        self._waiting: deque[Told] = deque()
         self._stopping = Signal()
         self._thread: threading.Thread | None = None
         _open.add(self)
@@ -156,6 +159,49 @@ class GroupWriter:
             self._notified = True
             self._wake.set()
 
+    def when_durable(self, told: Told) -> None:
+        """
+        What `flush` does, without waiting: a group is written at once, and everything recorded before the call is in it.
+
+        Parameters
+        ----------
+        told : callable
+            Called once, from another thread as a rule and without any lock held: with None when the rows are durable, else with the error
+            that `flush` would raise, one object for each caller. It should return soon, since the writer waits for it.
+        """
+        self._waiting.append(told)
+        if self.closed:  # nobody looks any more
+            self._tell(self._taken(), SonaClosedError(f"the writer {self._closed_because}"), 0)
+            return
+        self._notified = True
+        self._hurry.set()
+        self._wake.set()
+
+    def _taken(self) -> list[Told]:
+        """Those who wait; each is taken once."""
+        found = []
+        with suppress(IndexError):  # another thread may be at it
+            while self._waiting:
+                found.append(self._waiting.popleft())
+        return found
+
+    def _tell(self, waiting: list[Told], error: Exception | None, lost: int) -> None:
+        for told in waiting:
+            try:
+                told(self._unwritten(error, lost))
+            except Exception:
+                log.exception("when_durable: what was to be told raised")
+
+    def _unwritten(self, error: Exception | None, lost: int) -> Exception | None:
+        """What `flush` raises after a group that ended so."""
+        if isinstance(error, SonaClosedError):
+            return SonaClosedError(str(error))
+        if error is not None:
+            failed = SonaStoreError(f"flush failed, {self.spooled} rows wait to be written: {error}")
+            failed.__cause__ = error
+            return failed
+        return SonaStoreError(f"flush wrote what was left, but {lost} rows were dropped since the last flush") if lost else None
+
     def step(self) -> int:
         """Drain and write one group, unless a failed one waits to be tried again; rows written. Never raises for the store."""
         written, error = shielded(self._step)
@@ -165,7 +211,10 @@ class GroupWriter:
     def _step(self) -> tuple[int, Exception | None]:
         with self._turn(None):
             before = self.written
-            error = self._advance(force=False)
+            waiting = self._taken()
+            error = self._advance(force=bool(waiting))
+            heard = self._outcome(error) if waiting else (None, 0)
+        self._tell(waiting, *heard)
         return self.written - before, error
 
     def flush(self, timeout: float | None = None) -> None:
@@ -183,16 +232,21 @@ class GroupWriter:
         SonaClosedError
             The writer is closed.
         """
-        error, lost = shielded(lambda: self._flush(timeout))
-        if error is not None:
-            raise SonaStoreError(f"flush failed, {self.spooled} rows wait to be written: {error}") from error
-        if lost:
-            raise SonaStoreError(f"flush wrote what was left, but {lost} rows were dropped since the last flush")
+        failed = shielded(lambda: self._unwritten(*self._flush(timeout)))
+        if failed is not None:
+            raise failed
 
     def _flush(self, timeout: float | None) -> tuple[Exception | None, int]:
         with self._turn(timeout):
-            error = self._advance(force=True) or self._drain_error
-            lost, self._lost, self._drain_error = self._lost, 0, None
+            waiting = self._taken()
+            error, lost = self._outcome(self._advance(force=True))
+        self._tell(waiting, error, lost)
+        return error, lost
+
+    def _outcome(self, error: Exception | None) -> tuple[Exception | None, int]:
+        """What those hear who wait for a group that was just tried, and what was lost since anybody last heard."""
+        error = error or self._drain_error
+        lost, self._lost, self._drain_error = self._lost, 0, None
         return error, lost
 
     def close(self, timeout: float | None = EXIT_TIMEOUT) -> None:
@@ -209,14 +263,19 @@ class GroupWriter:
         if self.closed:
             return
         self._stopping.set()
+        self._hurry.set()
         self._wake.set()
         give_up = math.inf if timeout is None else time.monotonic() + timeout
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         error: Exception | None
+        waiting: list[Told] = []
+        heard: tuple[Exception | None, int] = None, 0
         try:
             with self._turn(None if timeout is None else max(give_up - time.monotonic(), 0.0)):
+                waiting = self._taken()
                 error = self._advance(force=True)
+                heard = self._outcome(error)
         except SonaClosedError:  # another thread closed it meanwhile
             return
         except _Reentered:  # the group under way goes on; closing now would give its rows up
@@ -227,6 +286,8 @@ class GroupWriter:
         _open.discard(self)
         left = self.spooled
         self.dropped += left
+        self._tell(waiting, *heard)
+        self._tell(self._taken(), SonaClosedError(f"the writer {self._closed_because}"), 0)
         if error is not None:
             raise SonaStoreError(f"closed with {left} rows unwritten: {error}") from error
 
@@ -331,8 +392,10 @@ class GroupWriter:
                 self.step()
             except SonaClosedError:
                 return
-            if self._stopping.wait(self._interval):
+            self._hurry.wait(self._interval)
+            if self._stopping.is_set():
                 return
+            self._hurry.clear()
 
     def _disown(self) -> None:
         """Runs in a forked child, where the thread does not exist and any lock may be held for ever."""
@@ -341,6 +404,7 @@ class GroupWriter:
         self._flight = threading.RLock()
         self._in_flight = False
         self._notified = True  # notify does nothing from now on
+        self._waiting.clear()
         self._spool.clear()
 
 
