@@ -17,6 +17,7 @@ from sona.errors import SonaClosedError, SonaTypeError, SonaValueError
 from sona.loops._instant import Instant
 from sona.loops._policy import Decision, Policy
 from sona.loops.arms import arm_vectors, refuse_identical, refuse_same_text
+from sona.loops.awaiting import Awaiting
 from sona.loops.background import BackgroundLoopConfig, BackgroundResult
 from sona.loops.deep import DeepLoopConfig, DeepResult
 from sona.loops.forgetting import ForgetReport
@@ -130,6 +131,7 @@ class Router:
     -------------
     Every method may be called from any thread; calls take turns under the GIL and never wait for the disk, except `flush`, `close`,
     `add_arm`, `remove_arm` and `warm_start` with a store, and feedback with sync=True or for a decision that is only in the store.
+    For that, `afeedback` leaves the event loop free. In a child of `fork`, a router with a store is closed.
 
     Notes
     -----
@@ -229,6 +231,7 @@ class Router:
         assert self.engine.policy is not None
         self._policy: Policy = self.engine.policy
         self._journal = self.engine.journal
+        self._awaiting = None if self._journal is None else Awaiting(self._journal)
         self._retrieval = Retrieval(self._policy, retrieval) if retrieval else None
         if self._retrieval is not None and self._journal is not None and self.engine.loop_b.window is not None:
             self._retrieval.fill(self.engine.loop_b.window.newest())
@@ -295,6 +298,13 @@ class Router:
         if self._journal is not None:
             self._journal.notify()
         return decision
+
+    async def aroute(self, x: Any, candidates: Sequence[Arm] | None = None) -> Decision:
+        """
+        `route`, for code that awaits everything. It does on the event loop what `route` does, which takes microseconds and never waits
+        for the store, for another process or for learning: there is nothing to await, and `route` may be called in a coroutine as well.
+        """
+        return self.route(x, candidates)
 
     def route_batch(self, x: Any) -> list[Decision]:
         """One decision per row of x (n, dim); the same as n calls of `route`."""
@@ -369,10 +379,44 @@ class Router:
         """
         self._check_open()
         id, unit = whole(id, "id"), self.engine._unit(reward)
-        accepted = self._learn(id, unit, source)
-        self.engine._rewarded()
+        accepted = self._rewarded(id, unit, source)
         if sync and accepted and self._journal is not None:
             self._journal.flush()
+        return accepted
+
+    async def afeedback(self, id: int, reward: float, *, sync: bool = False, source: str | None = None) -> bool:
+        """
+        `feedback`, with the event loop free while it waits: for the store, with sync=True or where the decision is only there, and for
+        another thread that learns.
+
+        A reward that need not wait is learned at once, on the event loop. Durable, with sync=True, are all that were given while the group
+        before was written, by one write for all of them. From the event loops of any threads.
+
+        Cancelled, a reward is recorded and learned as a whole, or not at all where its turn had not come; with sync=True and once it is
+        recorded, only the waiting ends. Of rewards of one decision the last one recorded counts: await the first before giving the second.
+
+        Returns and raises what `feedback` does.
+        """
+        self._check_open()
+        id, unit = whole(id, "id"), self.engine._unit(reward)
+        if self._awaiting is None or not 0 <= id <= MAX_ID:
+            return self._rewarded(id, unit, source)
+        if self._awaiting.would_wait(id):
+            accepted = await self._awaiting.done(lambda: self._rewarded(id, unit, source))
+        else:
+            accepted = self._learn(id, unit, source)
+            if self.engine._service.due:
+                await self._awaiting.done(self.engine._rewarded)
+            else:
+                self.engine._rewarded()
+        if sync and accepted:
+            await self._awaiting.durable()
+        return accepted
+
+    def _rewarded(self, id: int, unit: float, source: str | None) -> bool:
+        self._check_open()
+        accepted = self._learn(id, unit, source)
+        self.engine._rewarded()
         return accepted
 
     def _learn(self, id: int, unit: float, source: str | None) -> bool:
@@ -493,6 +537,8 @@ class Router:
 
     def close(self) -> None:
         """Write what is left and release the store; a second call does nothing."""
+        if self._awaiting is not None:
+            self._awaiting.close()
         self.engine.close()
 
     def _check_open(self) -> None:

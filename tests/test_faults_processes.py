@@ -210,9 +210,7 @@ FORK = """
 
 
 @pytest.mark.parametrize("where", ["memory", "store"])
-def test_a_child_forked_while_all_threads_work_leaves_the_parent_alone(
-    where: str, tmp_path: Path, run_python: RunPython
-) -> None:
+def test_a_child_forked_while_all_threads_work_leaves_the_parent_alone(where: str, tmp_path: Path, run_python: RunPython) -> None:
     assert int(run_python(FORK, tmp_path / "s.db", where, 6).stdout) > 60
 
 

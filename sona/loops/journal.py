@@ -324,6 +324,11 @@ class Journal:
                     del self._own_ids[row.id]
         return done
 
+    @property
+    def policy(self) -> Policy | None:
+        """Whose decisions are kept."""
+        return self._learner.policy
+
     def check_open(self) -> None:
         """SonaClosedError when rewards and trajectories can be recorded no more."""
         if self._ending:
@@ -366,6 +371,11 @@ class Journal:
         """Return when everything recorded before the call is durable."""
         assert self.writer is not None
         self.writer.flush(timeout)
+
+    def when_durable(self, told: Callable[[Exception | None], object]) -> None:
+        """The same without waiting: see `GroupWriter.when_durable`."""
+        assert self.writer is not None
+        self.writer.when_durable(told)
 
     def close(self) -> None:
         """Save the state, write what is left, end the thread and let another process lead."""

@@ -152,10 +152,16 @@ class Service:
         if self._journal is not None and self._journal.leading:
             self._journal.save()
 
+    @property
+    def due(self) -> bool:
+        """Whether `decide` would do something, and with a store write to it."""
+        trial = self._learners.trial
+        return trial is not None and trial.gate.verdict != "undecided" and time.monotonic() >= self._decide_at
+
     def decide(self) -> None:
         """End the trial if its gate has a verdict; where the store cannot be written, a call a second later or more does."""
         trial = self._learners.trial
-        if trial is None or trial.gate.verdict == "undecided" or time.monotonic() < self._decide_at:
+        if trial is None or not self.due:
             return
         if self.deciding.acquire(blocking=False):
             try:
