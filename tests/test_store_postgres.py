@@ -240,6 +240,25 @@ def test_a_role_that_may_not_add_pgvector_keeps_bytes(place, monkeypatch):
         assert store.integrity() == []
 
 
+def test_two_processes_that_open_a_new_database_at_once_both_get_pgvector(place, monkeypatch):
+    """The first worker of a deployment brings pgvector; the others connected before it was there."""
+    database = f"new_{place.schema}"
+    place.raw(f"CREATE DATABASE {database}")
+    new = PostgresPlace(place.where.replace("/postgres?", f"/{database}?"))
+    prepare, opened = schema.prepare, []
+
+    def while_another_one_is_faster(link: Any, where: Place) -> None:
+        monkeypatch.setattr(schema, "prepare", prepare)
+        opened.append(new.open())
+        prepare(link, where)
+
+    monkeypatch.setattr(schema, "prepare", while_another_one_is_faster)
+    with new.open() as store, opened[0] as other:
+        assert store.pgvector is other.pgvector is True
+        store.put_state("graph", b"1", 0, vectors=[(1, b"0123")])
+        assert list(other.vectors_of("graph")) == [(1, b"0123")]
+
+
 # -- connections that break ----------------------------------------------------------------------------------------
 
 

@@ -152,11 +152,21 @@ def set_up(link: "Link", place: Place, timeout_ms: int) -> None:
     calls = ", ".join(["set_config(?, ?, false)"] * len(options))
     link.execute(f"SELECT {calls}", [str(each) for pair in options.items() for each in pair])
     link.execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
-    found = link.execute(
+    _look_up_in(link, place)
+
+
+def _look_up_in(link: "Link", place: Place) -> None:
+    """Names are looked up in the schema, and in that of pgvector where there is one by now."""
+    names = [sql.Identifier(each).as_string() for each in (place.schema, *_home_of_pgvector(link))]
+    link.execute("SELECT set_config('search_path', ?, false)", (", ".join(names),))
+
+
+def _home_of_pgvector(link: "Link") -> tuple[str, ...]:
+    """Name of the schema that it is in; empty without it."""
+    found: tuple[str, ...] | None = link.execute(
         "SELECT n.nspname FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = ?", (EXTENSION,)
     ).fetchone()
-    names = [sql.Identifier(each).as_string() for each in (place.schema, *(found or ()))]
-    link.execute("SELECT set_config('search_path', ?, false)", (", ".join(names),))
+    return found or ()
 
 
 def check_version(link: "Link", place: Place) -> int:
@@ -226,10 +236,8 @@ def _add_pgvector(link: "Link", place: Place) -> None:
         return
     try:
         with link.raw.transaction():  # a savepoint
-            found = link.execute(
-                "SELECT n.nspname FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = ?", (EXTENSION,)
-            ).fetchone()
-            if found is None:
+            found = _home_of_pgvector(link)
+            if not found:
                 link.execute("SELECT pg_advisory_xact_lock(?)", (key_of("extension"),))
                 link.execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION} SCHEMA public")
                 found = ("public",)
@@ -246,5 +254,6 @@ def adopt_vectors(link: "Link", place: Place) -> None:
         return
     from pgvector.psycopg import register_vector
 
+    _look_up_in(link, place)  # another process may have brought pgvector since this one looked
     register_vector(link.raw)
     link.has_vectors = True
