@@ -1,5 +1,6 @@
 """SonaEngine: request -> adapters -> outcome -> learning -> store, on one page."""
 
+import logging
 import os
 import weakref
 from collections import OrderedDict
@@ -27,6 +28,7 @@ from sona.loops.journal import FORKED, Journal
 from sona.loops.learners import Learners
 from sona.loops.limits import SourceLimits
 from sona.loops.memory import Memory
+from sona.loops.observed import Observed
 from sona.loops.patterns import PatternMatch, RequestPatterns
 from sona.loops.ruling import Ruling
 from sona.loops.service import Service
@@ -39,6 +41,8 @@ from sona.trajectory import TrajectoryBuilder
 from sona.trajectory._admit import admitted
 
 Store = str | os.PathLike[str] | AnyStore | None
+
+log = logging.getLogger(__name__)
 
 _TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
 _OPEN_TRAJECTORIES = 4096
@@ -79,6 +83,8 @@ class SonaEngine:
     loop_b : BackgroundLoop
     loop_c : DeepLoop
     drift : Drift or None
+    observed : Observed
+        Counts cycles, decisions of trials and publications, and tells those who watch.
 
     Thread-safety
     -------------
@@ -110,6 +116,7 @@ class SonaEngine:
         self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants)
         self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
+        self.observed = Observed()
         self._closed = False
         self._closed_because = "is closed"
         self._unsaved = False  # trajectories have taught something since the state was last written
@@ -155,7 +162,7 @@ class SonaEngine:
                 versions = StoredVersions(self.journal.store, name)
                 self._mutex = self.journal.mutex
                 self._rewards = StoredRewards(self._learners, self.journal, self.loop_b, self._memory)
-            self._service = Service(name, self._learners, versions, self.journal, self.loop_b, self._mutex)
+            self._service = Service(name, self._learners, versions, self.journal, self.loop_b, self._mutex, self.observed)
             if self.policy is not None and self.journal is not None:
                 _deciding.add(self)
         except BaseException:
@@ -179,9 +186,12 @@ class SonaEngine:
                 self.journal.resume()
             else:
                 self.journal.pause()
-        self._enabled = value
+        changed, self._enabled = self._enabled != bool(value), value
         if self.policy is not None:
             self.policy.enabled = value
+        if changed:
+            about = {"learner": self.name, "enabled": bool(value)}
+            log.info("%r: learning is switched %s", self.name, "on" if value else "off", extra={"event": "learning.switched", **about})
 
     # ---- requests ----
 
@@ -429,7 +439,10 @@ class SonaEngine:
         if self.policy.partner is not None:
             raise SonaValueError("forget_source: expected a router with pool=False; the rehearsal of a pool cannot be repeated")
         with self._service.deciding, self.loop_b.paused(), self.loop_c.paused():
-            return self._rewards.forget(source)
+            report = self._rewards.forget(source)
+        about = {"learner": self.name, "rewards": report.rewards_removed, "versions": report.versions_dropped, "complete": report.complete}
+        log.info("a source was forgotten, %d rewards", report.rewards_removed, extra={"event": "source.forgotten", **about})
+        return report
 
     # ---- the background loop ----
 
@@ -447,6 +460,20 @@ class SonaEngine:
             The store cannot be read or written; what is served, and what the loop knows, is as it was.
         """
         self._layer(0)
+        result = self.observed.run("background_cycle", self._background_cycle)
+        about = {
+            "learner": self.name,
+            "status": result.status,
+            "processed": result.trajectories_processed,
+            "patterns": result.patterns_extracted,
+            "verdict": result.verdict,
+            "version": None if result.version is None else result.version.id,
+            "elapsed": round(result.elapsed, 6),
+        }
+        log.info("background cycle: %s", result.status, extra={"event": "background.cycle", **about})
+        return result
+
+    def _background_cycle(self) -> BackgroundResult:
         if not self.enabled:
             return BackgroundResult.skipped("learning is switched off")
         if self.journal is not None and not self.journal.leading:
@@ -483,6 +510,20 @@ class SonaEngine:
             The store cannot be read or written.
         """
         self._layer(0)
+        result = self.observed.run("deep_cycle", lambda: self._deep_cycle(duration, ewc, progress))
+        about = {
+            "learner": self.name,
+            "status": result.status,
+            "dreams": result.dreams_generated,
+            "integrated": result.dreams_integrated,
+            "nodes": result.nodes,
+            "edges": result.edges,
+            "elapsed": round(result.elapsed, 6),
+        }
+        log.info("deep cycle: %s", result.status, extra={"event": "deep.cycle", **about})
+        return result
+
+    def _deep_cycle(self, duration: float | None, ewc: TaskMemory | None, progress: Callable[[int, str], object] | None) -> DeepResult:
         if not self.enabled:
             return DeepResult.skipped("learning is switched off")
         if self.journal is not None and not self.journal.leading:
@@ -586,11 +627,12 @@ class SonaEngine:
             Another process learns for this store, or it cannot be written; the old correction is served.
         """
         self._layer(0)
-        return self._service.publish(version)
+        return self.observed.run("publish", lambda: self._service.publish(version, cause="publish"))
 
     def rollback(self, version: Version | str | int) -> Version:
         """`publish`, by the name under which one looks for it when a version has to go; any version that is kept will do."""
-        return self.publish(version)
+        self._layer(0)
+        return self.observed.run("publish", lambda: self._service.publish(version, cause="rollback"))
 
     # ---- patterns ----
 
@@ -666,6 +708,7 @@ class SonaEngine:
             "layers": [adapter.info() for adapter in self.adapters],
             "confidence": [instant.confidence for instant in self.instants],
             "open_trajectories": len(self._open),
+            "work": self.observed.stats(),
             **self._counts,
         }
         trial = self.trial

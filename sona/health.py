@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from sona import isas
+from sona._kernels import Kernels
 from sona.simulate import cpu_name, machine
 from sona.store import check_snapshot, open_store
 from sona.store.open import namespaces_of, shown
@@ -19,6 +20,7 @@ OPTIONAL = {  # package -> extra
     "psycopg": "postgres",
     "pgvector": "postgres",
     "prometheus-client": "prometheus",
+    "opentelemetry-api": "opentelemetry",
     "torch": "torch",
     "gguf": "gguf",
     "pyarrow": "parquet",
@@ -26,15 +28,23 @@ OPTIONAL = {  # package -> extra
 
 
 def machine_report() -> dict[str, Any]:
-    """Versions, processor, instruction sets and the environment variables that change what sona does."""
+    """
+    Versions, processor, instruction sets, the one in use, and the environment variables that change what sona does.
+
+    Raises
+    ------
+    SonaValueError
+        SONA_ISA names an instruction set that this machine cannot run.
+    """
     return {
         **machine(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "isas": list(isas()),
+        "isa": Kernels().isa,
         "sqlite": sqlite3.sqlite_version,
         "packages": {name: _version(name) for name in (*REQUIRED, *OPTIONAL)},
-        "environment": {name: os.environ[name] for name in ("SONA_ISA", "SONA_DISABLE") if name in os.environ},
+        "environment": {name: os.environ[name] for name in ("SONA_ISA", "SONA_DISABLE", "SONA_LOG") if name in os.environ},
     }
 
 

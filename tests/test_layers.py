@@ -15,7 +15,21 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. Modules of one layer may import each other, except where each is a station of its own.
 LAYERS = {
-    "core": ("_version", "_arrays", "_c", "_fields", "_files", "_kernels", "_locks", "_status", "_vector", "config", "errors", "types"),
+    "core": (
+        "_version",
+        "_arrays",
+        "_c",
+        "_fields",
+        "_files",
+        "_kernels",
+        "_locks",
+        "_status",
+        "_vector",
+        "config",
+        "errors",
+        "log",
+        "types",
+    ),
     "stations": ("adapters", "ewc", "memory", "patterns", "store", "trajectory"),
     "loops": ("loops",),
     "engine": ("engine",),

@@ -73,6 +73,19 @@ def test_the_metrics_example_runs():
     assert 'sona_requests_total{router="faq"} 0.0' in done.stdout
 
 
+def test_the_examples_of_watching_run():
+    log, metrics, spans = blocks("docs/observe.md", "python")
+    said = "print(prometheus_client.generate_latest(registry).decode())"
+    for package, code, expected in (
+        ("json", log, '"event": "background.cycle"'),
+        ("prometheus_client", f"{metrics}\n{said}", 'sona_work_total{status="skipped",work="background_cycle"} 0.0'),
+        ("opentelemetry.sdk", spans, blocks("docs/observe.md", "text")[0]),
+    ):
+        if find_spec(package.partition(".")[0]) is not None:
+            done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+            assert expected in done.stdout
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -126,9 +139,10 @@ def test_commands_exist(document: str, capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_names_exist(document: str):
+    events = re.findall(r"^\| `([a-z]+\.[a-z_]+)` \| (?:debug|info|warning|error) ", text("docs/observe.md"), re.MULTILINE)
     for owner, name in re.findall(r"`([A-Za-z]+)\.([a-z_A-Z0-9]+)", text(document)):
         home = OBJECTS.get(owner, getattr(sona, owner, None))
-        if home is not None and not (owner == "sona" and name == "db"):  # sona.db: a file
+        if home is not None and f"{owner}.{name}" not in ("sona.db", *events):  # a file, and names in the log
             assert hasattr(home, name) or (owner == "sona" and find_spec(f"sona.{name}") is not None), f"{owner}.{name}"
 
 

@@ -12,7 +12,7 @@ from sona.cli.export import add_export
 from sona.cli.health import add_doctor, add_inspect, add_verify
 from sona.cli.learning import add_demo, add_learn, add_replay
 from sona.cli.stored import add_dream, add_rollback, add_versions
-from sona.errors import SonaError
+from sona.errors import SonaError, SonaValueError
 
 # In the order of `sona --help`.
 COMMANDS = (add_demo, add_replay, add_learn, add_doctor, add_verify, add_inspect, add_versions, add_rollback, add_dream, add_export)
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        _log_to_stderr(os.environ.get("SONA_LOG", ""))
         code = command(arguments)
         sys.stdout.flush()
         return code
@@ -36,6 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _log_to_stderr(how: str) -> None:
+    """With `text` or `json`, what the logger `sona` says from info on; otherwise warnings alone, as Python prints them."""
+    if not how:
+        return
+    if how not in ("text", "json"):
+        raise SonaValueError(f"SONA_LOG: expected 'text' or 'json', got {how!r}")
+    import logging
+
+    from sona.log import JsonFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if how == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("sona")
+    if not logger.handlers:  # else the program that calls this has its own
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _fail(message: str) -> int:

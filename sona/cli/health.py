@@ -52,7 +52,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     packages = [f"{name} {version}" for name, version in report["packages"].items() if version is not None]
     print(f"sona       {report['sona']}, Python {report['python']}, SQLite {report['sqlite']}")
     print(f"machine    {report['cpu']}, {report['cores']} cores, {report['system']}")
-    print(f"isas       {', '.join(report['isas'])}")
+    print(f"isas       {', '.join(report['isas'])}; {report['isa']} is in use")
     print(f"packages   {', '.join(packages)}")
     for name, extra in OPTIONAL.items():
         if report["packages"][name] is None:

@@ -42,6 +42,7 @@ _ENGINE_GAUGES = (
     ("store.leading", "1: this process learns for the store"),
     ("open_trajectories", "Trajectories begun and not ended"),
 )
+_STATUSES = ("completed", "cut", "skipped", "failed")
 
 
 class Collector:
@@ -91,6 +92,21 @@ class Collector:
             stats = stats["engine"]
         yield from self._families(stats, _ENGINE_COUNTERS, CounterMetricFamily)
         yield from self._families(stats, _ENGINE_GAUGES, GaugeMetricFamily)
+        yield from self._work(stats["work"])
+
+    def _work(self, stats: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:
+        """Cycles, decisions of trials and publications, with the label `work`."""
+        names, values = [*self._labels, "work"], list(self._labels.values())
+        count = CounterMetricFamily("sona_work", "Cycles, decisions of trials and publications that ended so", labels=[*names, "status"])
+        seconds = GaugeMetricFamily("sona_work_seconds", "What the last one that was not skipped took", labels=names)
+        at = GaugeMetricFamily("sona_work_ended_timestamp_seconds", "When it was over, Unix time", labels=names)
+        for work, about in stats.items():
+            for status in _STATUSES:
+                count.add_metric([*values, work, status], about[status])
+            if "at" in about:
+                seconds.add_metric([*values, work], about["seconds"])
+                at.add_metric([*values, work], about["at"])
+        yield from (count, seconds, at)
 
     def _families(self, stats: Mapping[str, Any], wanted: tuple[tuple[str, str], ...], family: Any) -> Iterator[Metric]:
         for path, about in wanted:

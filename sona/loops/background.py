@@ -1,5 +1,6 @@
 """Loop B: patterns, a candidate by replay, and what the gate says about it."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
@@ -35,6 +36,8 @@ GUARD_FLOOR = 0.002  # least propensity that a router's guard draws with
 TASK_ROWS = 30  # fewer rows of a task say nothing about it
 
 Serve = Literal["accepted", "screened"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +211,7 @@ class BackgroundLoop:
         policy = self._policy
         if self._drift is not None and self._drift.alarms != self._alarms:
             self._alarms = self._drift.alarms
+            log.warning("rewards fell behind what was expected", extra={"event": "drift.alarm", "alarms": self._alarms})
             self.replaced()
         if policy is not None and policy.learned >= self._mark_at:
             self._mark_at = policy.learned + min(max(policy.learned // 40, MARK_EVERY[0]), MARK_EVERY[1])

@@ -20,7 +20,7 @@ RETRY = (60.0, 3600.0)  # s after the first failure of a cycle in a row, doubled
 
 EXIT_TIMEOUT = 10.0  # s that the end of the interpreter waits for a cycle under way
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 _all: "weakref.WeakSet[LoopCoordinator]" = weakref.WeakSet()
 
@@ -150,7 +150,7 @@ class LoopCoordinator:
                 return None
             self.failures += 1
             self.last_error = f"{what}: {type(error).__name__}: {error}"
-            log.warning("%s", self.last_error, exc_info=True)
+            log.warning("%s", self.last_error, exc_info=True, extra={"event": "loop.failed", "work": what, "error": str(error)})
             return None
 
     # ---- a thread ----

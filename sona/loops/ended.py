@@ -16,7 +16,7 @@ from sona.trajectory._record import measure_record
 
 RING = "ring-"  # a reward of this source was learned, and the state with it written, before it came into the store
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 Learned = list[float | None]
 
@@ -140,7 +140,7 @@ class Ended:
         try:
             d, _ = measure_record(row.payload)
         except (SonaCorruptError, SonaVersionError) as error:
-            log.warning("trajectory %d: %s", row.id, error)
+            log.warning("trajectory %d: %s", row.id, error, extra={"event": "trajectory.unreadable", "error": str(error)})
             return False
         return d == self._loop.adapters[0].dim
 

@@ -23,14 +23,16 @@ from sona.loops.limits import Sources
 from sona.store import DecisionRow, FeedbackRow, GroupWriter, Store, TrajectoryRow
 from sona.store.arguments import NAME
 from sona.store.rows import SEQUENCE_BITS
+from sona.store.writer import log_failure
 
 Arrays = dict[str, npt.NDArray[Any]]
 _Kept = tuple[DecisionRow, float | None]  # with its last reward
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 STATE_FORMAT = 1
 POLL_SECONDS = 1.0
+QUIET_SECONDS = 30.0  # between two warnings of one kind
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
 MEMORY = ".memory-"  # the same: its memory graph
@@ -93,10 +95,6 @@ class _Capture:
 _one_at_a_time = lock(brief=True)
 _open: "weakref.WeakSet[Journal]" = weakref.WeakSet()
 _holders: weakref.WeakKeyDictionary[Store, weakref.ref["Journal"]] = weakref.WeakKeyDictionary()  # who has the lease of a store
-
-
-def _log_failure(error: Exception) -> None:
-    log.warning("store: %s", error)
 
 
 def encode_state(arrays: Arrays, meta: dict[str, Any]) -> bytes:
@@ -215,6 +213,7 @@ class Journal:
         self._ending = False
         self._closed_because = "is closed"
         self._epoch = 0  # counts replacements of the learner by one that never had some rewards
+        self._quiet_until: dict[str, float] = {}  # by event
         self._saving = lock()  # held while a state is written; before mutex
         self._polling = rlock()
         self.intake = lock(brief=True)
@@ -235,6 +234,8 @@ class Journal:
 
     def _give_lease(self) -> None:
         """Let others lead, on the same store object as well; what is learned here from now on is none of what they go on from."""
+        if self.leading:
+            log.info("%r: another process may lead now", self.name, extra={"event": "lease.released", "learner": self.name})
         with _one_at_a_time:
             self.leading, self.term = False, -1
             holder = _holders.get(self.store)
@@ -248,7 +249,15 @@ class Journal:
         self._restore()
         if self.leading:
             self._replay()
-        self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
+            self._log_leading()
+        if self.restores or self.replayed:
+            log.info(
+                "%r: goes on from the store, with %d rewards after its state",
+                self.name,
+                self.replayed,
+                extra={"event": "journal.recovered", "learner": self.name, "replayed": self.replayed, "applied": self._applied},
+            )
+        self.writer = GroupWriter(_Sink(self), self._drain, on_error=self._log_failure, start=self._start)
         if self._start:
             self.store.watch(self._told)
 
@@ -257,7 +266,7 @@ class Journal:
         if self.leading:
             self._give_lease()
         self._following = False
-        self.writer = GroupWriter(_Sink(self), self._drain, on_error=_log_failure, start=self._start)
+        self.writer = GroupWriter(_Sink(self), self._drain, on_error=self._log_failure, start=self._start)
 
     def pause(self) -> None:
         """Rewards are written and nothing is learned, from here or from the store, until `resume`."""
@@ -345,7 +354,7 @@ class Journal:
         try:
             self.flush()
         except SonaStoreError as error:
-            log.warning("store: %s", error)
+            self._log_failure(error)
 
     def _queue(self, row: _OwnReward) -> None:
         self._feedback.append(row)
@@ -470,7 +479,8 @@ class Journal:
         except SonaStoreError as error:
             if not self._arm_sets:
                 raise
-            log.warning("arms: %s", error)
+            if self._seldom("arms.not_saved"):
+                log.warning("arms: %s", error, extra={"event": "arms.not_saved", "error": str(error)})
             self._arm_sets[policy.version] = max(self._arm_sets.values())
             self._arms_saved = False
             return
@@ -511,6 +521,12 @@ class Journal:
                 return False
             self.store.put_state(self.name, blob, capture.applied, publish=publish, term=capture.term)
             self._restored = zlib.crc32(blob)  # nothing new to who lost the lease
+        log.debug(
+            "%r: the state is saved, %d bytes",
+            self.name,
+            len(blob),
+            extra={"event": "state.saved", "learner": self.name, "bytes": len(blob), "applied": capture.applied},
+        )
         return True
 
     def _blob(self, capture: _Capture) -> bytes | None:
@@ -550,6 +566,18 @@ class Journal:
             self._applied, self._own = applied + 1, []
             self._own_ids.clear()
         return done
+
+    def _log_failure(self, error: Exception) -> None:
+        if self.writer is not None and self._seldom("store.write_failed"):
+            log_failure(error, self.writer.spooled, self.writer.dropped)
+
+    def _seldom(self, event: str) -> bool:
+        """Whether a warning of that kind may be given: the last is long enough ago."""
+        now = self._clock()
+        if now < self._quiet_until.get(event, now):
+            return False
+        self._quiet_until[event] = now + QUIET_SECONDS
+        return True
 
     # ---- following ----
 
@@ -600,7 +628,8 @@ class Journal:
             try:
                 self.poll()
             except SonaStoreError as error:
-                log.warning("store: %s", error)
+                if self._seldom("store.unreadable"):
+                    log.warning("store: %s", error, extra={"event": "store.unreadable", "error": str(error)})
             finally:
                 self._polling.release()
 
@@ -637,7 +666,11 @@ class Journal:
         if not kept:
             with self.mutex:  # rewards are queued from now on, and learned by whoever leads
                 self.leading = False
-            log.warning("store: this process does not lead any more, the learning lease was lost")
+            log.warning(
+                "%r: this process does not lead any more, the learning lease was lost",
+                self.name,
+                extra={"event": "lease.lost", "learner": self.name},
+            )
         return kept
 
     def _lead_on(self) -> bool:
@@ -646,7 +679,11 @@ class Journal:
             return False
         with self.mutex:
             self.leading = True
+        self._log_leading()
         return True
+
+    def _log_leading(self) -> None:
+        log.info("%r: this process leads", self.name, extra={"event": "lease.taken", "learner": self.name, "term": self.term})
 
     def _lead_or_follow(self) -> bool:
         """Take a free lease; True when this process leads now, else a newer state has been loaded if there was one."""
@@ -658,10 +695,12 @@ class Journal:
             except BaseException:
                 self._give_lease()
                 raise
+            self._log_leading()
             return True
         kept = self.store.get_state(self.name)
         if kept is not None and kept[1] >= self._applied and zlib.crc32(kept[0]) != self._restored:
             self._restore()
+            log.debug("%r: a newer state is served", self.name, extra={"event": "state.followed", "learner": self.name, "applied": kept[1]})
         return False
 
     def _replay(self) -> None:
@@ -787,5 +826,5 @@ class _Sink:
         try:
             self._journal._appended(last, feedback)
         except Exception as error:  # the rows are durable, and the writer would write them again
-            log.warning("state: %s", error)
+            log.warning("state: %s", error, extra={"event": "state.not_saved", "error": str(error)})
         return last

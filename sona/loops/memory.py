@@ -1,6 +1,7 @@
 """The memory of an engine: what its user put in, the patterns and the newest rewarded decisions, as one graph that the store keeps."""
 
 import hashlib
+import logging
 import time
 import warnings
 import zlib
@@ -14,7 +15,7 @@ from sona._arrays import Floats, coerce
 from sona._locks import lock, rlock
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaValueError, SonaVersionError, SonaWarning
 from sona.loops.episodes import Episodes
-from sona.loops.journal import MEMORY, POLL_SECONDS, Keeper, decode_state, encode_state, log
+from sona.loops.journal import MEMORY, POLL_SECONDS, Keeper, decode_state, encode_state
 from sona.memory import Dream, EdgeKind, GraphChange, MemoryGraph, NodeKind, Propagation, Recalled
 from sona.store import DecisionRow, Store
 from sona.store.outcomes import LeaseLost
@@ -28,6 +29,8 @@ VERSION, NEXT = 2, 3  # of the graph, and the id of its next node: where they ar
 ROUNDING = 5e-4  # of the length of a vector: less than a graph lets pass
 LEARNED = "propagation."  # arrays of the learned message passing
 MEASURED = ("density", "coherence", "novelty", "utility", "phi")
+
+log = logging.getLogger(__name__)
 
 
 class Memory:
@@ -340,7 +343,7 @@ class Memory:
                 if not self._closed:
                     self.save()
             except LeaseLost as error:  # whoever leads now keeps a memory of its own
-                log.warning("memory: %s", error)
+                log.warning("memory: %s", error, extra={"event": "memory.not_saved", "error": str(error)})
             finally:
                 self._closed = True
 
@@ -397,7 +400,7 @@ class Memory:
             except SonaStoreError as error:
                 if now:
                     raise
-                log.warning("memory: %s", error)
+                log.warning("memory: %s", error, extra={"event": "memory.unreadable", "error": str(error)})
                 return
             self._led = term if leading else None
 

@@ -1,6 +1,7 @@
 """What the background loop knows of the requests: patterns, verdicts on the router's arms, what comes next; kept in the store."""
 
 import hashlib
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from sona._fields import whole
 from sona._locks import lock
 from sona.errors import SonaClosedError, SonaCorruptError, SonaStoreError, SonaVersionError, SonaWarning
 from sona.loops._policy import Policy
-from sona.loops.journal import PATTERNS, POLL_SECONDS, Arrays, Keeper, decode_state, encode_state, log
+from sona.loops.journal import PATTERNS, POLL_SECONDS, Arrays, Keeper, decode_state, encode_state
 from sona.loops.rows import Rows
 from sona.loops.ruling import at_least
 from sona.patterns import LearnedPattern, PatternConfig, PatternHierarchy, ReasoningBank, Transitions, Verdict
@@ -24,6 +25,9 @@ from sona.store.rows import SEQUENCE_BITS
 
 FORMAT = 1
 MAX_TRANSITIONS = 20_000  # pairs of patterns: 24 bytes each in the store
+
+log = logging.getLogger(__name__)
+
 _VERDICT = {f.name: np.int64 if f.name in ("pattern", "arm", "count") else np.float64 for f in fields(Verdict)}
 
 
@@ -207,7 +211,7 @@ class RequestPatterns:
         try:
             self._journal.store.put_state(self._state_name, blob, 0, term=self._journal.term)
         except SonaStoreError as error:
-            log.warning("patterns: %s", error)
+            log.warning("patterns: %s", error, extra={"event": "patterns.not_saved", "error": str(error)})
             return
         self._digest = hashlib.sha256(blob).digest()
 
@@ -242,7 +246,7 @@ class RequestPatterns:
             except SonaStoreError as error:
                 if now:
                     raise
-                log.warning("patterns: %s", error)
+                log.warning("patterns: %s", error, extra={"event": "patterns.unreadable", "error": str(error)})
 
 
 def state_name(name: str) -> str:

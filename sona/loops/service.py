@@ -15,13 +15,14 @@ from sona.loops.gate import GateConfig
 from sona.loops.journal import Journal
 from sona.loops.learner import new_adapter, new_instant
 from sona.loops.learners import Learners
+from sona.loops.observed import Observed
 from sona.loops.ruling import Ruling
 from sona.loops.trial import Trial
 from sona.loops.versions import StoredVersions
 
 RETRY_SECONDS = 1.0
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -42,6 +43,8 @@ class Service:
         Its configuration says what goes on trial; it is told when another correction is served.
     mutex : Lock
         Held while a reward is learned.
+    observed : Observed
+        Sees the decisions of trials.
 
     Attributes
     ----------
@@ -58,18 +61,19 @@ class Service:
         journal: Journal | None,
         background: BackgroundLoop,
         mutex: threading.Lock,
+        observed: Observed,
     ) -> None:
         self.versions = versions
         self.deciding = lock()
         self._name, self._learners, self._journal, self._background = name, learners, journal, background
-        self._mutex = mutex
+        self._mutex, self._observed = mutex, observed
         self._decide_at = 0.0  # after a failure, monotonic seconds
 
     def keep(self, proposal: Proposal) -> Version:
         """Keep a candidate as a version; an accepted one is in service on return, and an undecided one on trial where there are trials."""
         kept = self._add(proposal.ruling, proposal.metrics, proposal.window, proposal.factors)
         if kept.verdict == "accept":
-            return self._serve(kept)
+            return self._serve(kept, cause="gate")
         config = self._background.config
         wanted = kept.verdict == "undecided" and config.trial and config.serve == "accepted" and self._learners.trial is None
         if wanted and self._tries():
@@ -77,7 +81,7 @@ class Service:
         return kept
 
     def _add(self, found: Ruling, metrics: dict[str, Any], window: dict[str, Any], factors: Factors) -> Version:
-        return self.versions.add(
+        kept = self.versions.add(
             Version(
                 name=self._name,
                 parent=next((version.number for version in self.versions.all() if version.published), None),
@@ -89,6 +93,9 @@ class Service:
                 factors=factors,
             )
         )
+        about = {"version": kept.id, "number": kept.number, "verdict": kept.verdict, "reason": kept.reason}
+        log.info("%s: %s, %s", kept.id, kept.verdict, kept.reason, extra={"event": "gate.decided", "learner": self._name, **about})
+        return kept
 
     # ---- a candidate on trial ----
 
@@ -138,13 +145,18 @@ class Service:
                     version=candidate.number,
                 )
             )
+        log.info("%s: on trial", candidate.id, extra={"event": "trial.began", "learner": self._name, "version": candidate.id})
         if self._journal is not None:
             self._journal.save()
 
     def stop_trial(self) -> None:
         """End a trial without making anything of its candidate."""
         with self.deciding:
+            trial = self._learners.trial
             self._stop_trial()
+        if trial is not None:
+            about = {"learner": self._name, "number": trial.version}
+            log.info("version %d: the trial was stopped", trial.version, extra={"event": "trial.stopped", **about})
 
     def _stop_trial(self) -> None:
         with self._mutex:
@@ -166,23 +178,24 @@ class Service:
         if self.deciding.acquire(blocking=False):
             try:
                 if self._learners.trial is trial and (self._journal is None or self._journal.leading):
-                    self._decide(trial)
+                    self._observed.run("trial_decision", lambda: self._decide(trial))
             except SonaStoreError as error:
-                log.warning("trial of version %d: %s", trial.version, error)
+                about = {"learner": self._name, "number": trial.version, "error": str(error)}
+                log.warning("trial of version %d: %s", trial.version, error, extra={"event": "trial.not_decided", **about})
                 self._decide_at = time.monotonic() + RETRY_SECONDS
             finally:
                 self.deciding.release()
 
-    def _decide(self, trial: Trial) -> None:
+    def _decide(self, trial: Trial) -> Version:
         """Keep what came of a trial as a version, and serve it if it was accepted; SonaStoreError leaves it to be done later."""
         found = trial.ruling
         metrics = {name: dict(about) for name, about in found.evidence.items()}
         outcome = trial.outcome or self._add(found, metrics, {"candidate": trial.version}, Factors.of(trial.candidate.adapter))
         if found.verdict != "accept":
             self._stop_trial()
-            return
+            return outcome
         try:
-            self._serve(outcome, trial)
+            return self._serve(outcome, trial, cause="trial")
         except SonaStoreError:
             if self._learners.trial is not None:  # another object, where it was ended and put back
                 self._learners.trial.outcome = outcome
@@ -197,12 +210,12 @@ class Service:
         with self.deciding:
             return keep_served(self.versions, self._name, served, time.time(), reason=reason)
 
-    def publish(self, version: Version | str | int) -> Version:
+    def publish(self, version: Version | str | int, *, cause: str) -> Version:
         """Put a version, its number or its id in service; SonaError, and the old correction is served, where that cannot be."""
         with self.deciding:  # a reward may be deciding a trial
-            return self._serve(find(self.versions.all(), version))
+            return self._serve(find(self.versions.all(), version), cause=cause)
 
-    def _serve(self, version: Version, trial: Trial | None = None) -> Version:
+    def _serve(self, version: Version, trial: Trial | None = None, *, cause: str) -> Version:
         """Put a version in service; with `trial`, whose candidate it is, everything else that the candidate has learned as well."""
         learners, journal = self._learners, self._journal
         if journal is not None and not journal.leading:
@@ -230,4 +243,6 @@ class Service:
                     learners.put(before)
             raise
         self._background.replaced()
+        about = {"learner": self._name, "version": version.id, "number": version.number, "cause": cause}
+        log.info("%s: in service, by %s", version.id, cause, extra={"event": "version.published", **about})
         return replace(version, published=True)

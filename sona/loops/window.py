@@ -15,7 +15,7 @@ from sona.loops.rows import Rows
 from sona.store import DecisionRow
 from sona.store.rows import SEQUENCE_BITS
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 
 class Window:
@@ -100,7 +100,7 @@ class Window:
         try:
             self._journal.store.put_state(self._state_name, json.dumps(self.tasks.state()).encode(), 0, term=self._journal.term)
         except SonaStoreError as error:
-            log.warning("reservoirs: %s", error)
+            log.warning("reservoirs: %s", error, extra={"event": "reservoirs.not_saved", "error": str(error)})
 
     @staticmethod
     def _names(arms: tuple[object, ...]) -> list[str | None]:

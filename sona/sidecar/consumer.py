@@ -13,7 +13,7 @@ from sona.loops.taught import SEQUENCES
 from sona.store.outcomes import LeaseLost
 from sona.trajectory._record import measure_record
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 RING_IDS = 1 << 39 | SEQUENCES  # of a session's ids, the half of trajectories begins with those that an engine gives itself
 QUIET = 10.0  # s between warnings of a kind
@@ -243,4 +243,4 @@ class Consumer:
         now = time.monotonic()
         if now >= self._quiet.get(kind, 0.0):
             self._quiet[kind] = now + QUIET
-            log.warning("%s", text)
+            log.warning("%s", text, extra={"event": "ring.record_refused", "kind": kind})

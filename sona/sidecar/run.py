@@ -26,7 +26,7 @@ BATCH_SECONDS = 0.002  # and about so long
 LOOK_EVERY = 1.0  # s between looks at whether the files are still those that were opened
 GIVE_UP = 5.0  # s that the end waits for a cycle of a loop
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +159,7 @@ class Sidecar:
                 if once or self._stopped:
                     return self.report()
                 replaced = f"{self.ring} or {self.weights} was replaced"
-            log.warning("%s: opened again", replaced)
+            log.warning("%s: opened again", replaced, extra={"event": "sidecar.reopened", "reason": str(replaced)})
 
     def _leave(self, files: "_Open") -> None:
         with self._counting:
@@ -271,7 +271,7 @@ class _Open:
                 self.weights.publish(self.engine.adapters, self.cycles.version)
         except SonaError as error:
             self.publish_failures += 1
-            log.warning("weights: %s", error)
+            log.warning("weights: %s", error, extra={"event": "weights.not_published", "error": str(error)})
         else:
             self.published += 1
 
@@ -295,7 +295,12 @@ class _Open:
         self.saver.saves += 1
         self.ring.release(mark)
         if not settled:
-            log.warning("%d rewards wait in the state for trajectories that could not be read", self.consumer.owed)
+            owed = self.consumer.owed
+            log.warning(
+                "%d rewards wait in the state for trajectories that could not be read",
+                owed,
+                extra={"event": "sidecar.rewards_wait", "rewards": owed},
+            )
 
     # ---- files ----
 

@@ -9,7 +9,7 @@ from sona.errors import SonaError
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 30.0  # s
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -93,4 +93,10 @@ class Saver:
         self._in_a_row = min(self._in_a_row + 1, 30)
         self._retry_at = self._clock() + pause
         self.last_error = f"{type(error).__name__}: {error}"
-        log.warning("not saved, next attempt in %g s: %s", pause, error, exc_info=None if isinstance(error, SonaError) else error)
+        log.warning(
+            "not saved, next attempt in %g s: %s",
+            pause,
+            error,
+            exc_info=None if isinstance(error, SonaError) else error,
+            extra={"event": "state.not_saved", "error": str(error)},
+        )

@@ -12,7 +12,7 @@ from sona.store.checksums import state_digest
 from sona.store.namespace import Namespace, Sql
 from sona.store.rows import Blob, PruneReport
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 PRUNE_TO = 0.9  # of max_bytes, so that not every append prunes
 RETENTION_EVERY = 3600.0  # s between looks at retention_days
@@ -196,4 +196,9 @@ class Bounds(Namespace):
                     self._give_back(conn, VACUUM_PAGES)
         except SonaError as exc:
             self.prune_failures += 1
-            log.warning("%s: pruning failed, to be tried again at the next append: %s", self.path, exc)
+            log.warning(
+                "%s: pruning failed, to be tried again at the next append: %s",
+                self.path,
+                exc,
+                extra={"event": "store.not_pruned", "error": str(exc)},
+            )

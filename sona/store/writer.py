@@ -19,7 +19,7 @@ from sona.errors import SonaClosedError, SonaStoreError, SonaValueError
 from sona.store.outcomes import UnknownOutcome
 from sona.store.rows import DecisionRow, FeedbackRow, TrajectoryRow
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 Told = Callable[[Exception | None], object]
 Drained = tuple[Iterable[DecisionRow], Iterable[FeedbackRow], Iterable[TrajectoryRow]]
@@ -35,6 +35,17 @@ class Appendable(Protocol):
 
     def append(self, decisions: list[DecisionRow], feedback: list[FeedbackRow], trajectories: list[TrajectoryRow], /) -> int:
         """Write all rows in one transaction, durable on return, or raise and write none."""
+
+
+def log_failure(error: Exception, spooled: int, dropped: int) -> None:
+    """Say that a group was not written: why, and how many rows wait and were dropped since the start."""
+    log.warning(
+        "store: %s; %d rows wait, %d were dropped",
+        error,
+        spooled,
+        dropped,
+        extra={"event": "store.write_failed", "error": str(error), "spooled": spooled, "dropped": dropped},
+    )
 
 
 class _Reentered(SonaStoreError):
@@ -359,6 +370,8 @@ class GroupWriter:
                 self._retry_at = self._clock() + min(self._backoff[0] * 2.0 ** min(self._failures - 1, 60), self._backoff[1])
                 return exc
             self._spool.remove(group)
+            if self._failures:
+                log.info("the store takes what is written again", extra={"event": "store.write_recovered", "failures": self._failures})
             self._failures, self._retry_at, self._again = 0, -math.inf, None
             self.groups += 1
             self.written += rows
@@ -370,14 +383,14 @@ class GroupWriter:
         if self._on_error is None:
             if self._clock() >= self._quiet_until:
                 self._quiet_until = self._clock() + self._backoff[1]
-                log.warning("a group was not written, %d rows wait, %d were dropped: %s", self.spooled, self.dropped, error)
+                log_failure(error, self.spooled, self.dropped)
             return
         try:
             self._on_error(error)
         except Exception:
             if not self._on_error_raised:
                 self._on_error_raised = True
-                log.exception("on_error raised; said once")
+                log.exception("on_error raised; said once", extra={"event": "callback.failed"})
 
     # -- the thread ------------------------------------------------------------------------------------------------
 
@@ -480,7 +493,7 @@ def _close_all() -> None:
         try:
             writer.close(EXIT_TIMEOUT)
         except Exception as exc:
-            log.warning("at exit: %s", exc)
+            log.warning("at exit: %s", exc, extra={"event": "store.not_closed", "error": str(exc)})
 
 
 os.register_at_fork(after_in_child=_disown_all)

@@ -15,7 +15,7 @@ from sona.store.postgres.connection import Connection, Link
 from sona.store.postgres.schema import key_of
 from sona.store.postgres.url import Place
 
-log = logging.getLogger("sona")
+log = logging.getLogger(__name__)
 
 _all: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 
@@ -105,7 +105,7 @@ class Lease:
             except SonaClosedError:
                 raise
             except SonaStoreError as error:
-                log.warning("lease: %s", error)
+                log.warning("lease: %s", error, extra={"event": "lease.unreadable", "error": str(error)})
             self.lose()
             return False
 
@@ -113,7 +113,12 @@ class Lease:
         """It is gone; nothing is written under it until it is taken again."""
         with self._lock:
             if self.held:
-                log.warning("%s: the learning lease of namespace %r was lost", self._place.shown, self._namespace)
+                log.warning(
+                    "%s: the learning lease of namespace %r was lost",
+                    self._place.shown,
+                    self._namespace,
+                    extra={"event": "lease.session_lost", "namespace": self._namespace},
+                )
                 self._held_in, self._lost = 0, True
                 if self._session is not None:  # where the session lives, the others need not wait for its end
                     self._session.drop()
@@ -222,7 +227,7 @@ class Lease:
         except SonaClosedError:
             pass
         except Exception as error:
-            log.warning("store: %s", error)
+            log.warning("store: %s", error, extra={"event": "store.unreadable", "error": str(error)})
 
     # ---- ends ----
 
