@@ -208,7 +208,10 @@ class Service:
         with self._mutex:
             served = [Factors.of(adapter) for adapter in self._learners.adapters]
         with self.deciding:
-            return keep_served(self.versions, self._name, served, time.time(), reason=reason)
+            kept = keep_served(self.versions, self._name, served, time.time(), reason=reason)
+        about = {"learner": self._name, "version": kept.id, "number": kept.number}
+        log.info("%s: kept", kept.id, extra={"event": "version.kept", **about})
+        return kept
 
     def publish(self, version: Version | str | int, *, cause: str) -> Version:
         """Put a version, its number or its id in service; SonaError, and the old correction is served, where that cannot be."""

@@ -201,7 +201,7 @@ class GroupWriter:
             try:
                 told(self._unwritten(error, lost))
             except Exception:
-                log.exception("when_durable: what was to be told raised")
+                log.exception("when_durable: what was to be told raised", extra={"event": "callback.failed"})
 
     def _unwritten(self, error: Exception | None, lost: int) -> Exception | None:
         """What `flush` raises after a group that ended so."""
