@@ -177,15 +177,44 @@ def roll_back(path: str | os.PathLike[str], wanted: str | int, namespace: str = 
     """
     with _opened(path, namespace) as store:
         _lead(store, namespace, "engine.rollback()")
-        versions = StoredVersions(store, name)
-        version = find(versions.all(), wanted)
-        arrays, meta, applied = _kept(store, name)
-        before = layers_of(arrays, f"{store.path}: state {name!r}")
-        version.check(before[0].down.shape[1], len(before))
-        keep_served(versions, name, before, time.time(), reason=replaced_by(version), spare=version.number)
-        arrays = {key: value for key, value in arrays.items() if not key.startswith("trial.")}
-        for number, one in enumerate(version.layers):
-            rows = {"down": one.down, "up": one.up, "offset": one.offset, "base": np.array([len(one.down)])}
-            arrays |= {f"layer{number}.{key}": value for key, value in rows.items()}
-        store.put_state(name, encode_state(arrays, meta), applied, publish=version.number)
-        return replace(version, published=True)
+        return _put_back(store, wanted, name)
+
+
+def ask_rollback(
+    path: str | os.PathLike[str], wanted: str | int, namespace: str = "default", name: str = "default"
+) -> tuple[Version, bool]:
+    """
+    `roll_back`, or where a process learns for the store a wish that it serves this version, which it grants at its next reward or tick.
+
+    Returns
+    -------
+    tuple
+        The version, and whether the store has it as the published one already.
+
+    Raises
+    ------
+    SonaError
+        As `roll_back`, but not because a process learns for the store.
+    """
+    with _opened(path, namespace) as store:
+        if store.try_lease():
+            return _put_back(store, wanted, name), True
+        version = find(StoredVersions(store, name).all(), wanted)
+        store.ask_publish(name, version.number)
+        return version, False
+
+
+def _put_back(store: Store, wanted: str | int, name: str) -> Version:
+    """For who holds the lease."""
+    versions = StoredVersions(store, name)
+    version = find(versions.all(), wanted)
+    arrays, meta, applied = _kept(store, name)
+    before = layers_of(arrays, f"{store.path}: state {name!r}")
+    version.check(before[0].down.shape[1], len(before))
+    keep_served(versions, name, before, time.time(), reason=replaced_by(version), spare=version.number)
+    arrays = {key: value for key, value in arrays.items() if not key.startswith("trial.")}
+    for number, one in enumerate(version.layers):
+        rows = {"down": one.down, "up": one.up, "offset": one.offset, "base": np.array([len(one.down)])}
+        arrays |= {f"layer{number}.{key}": value for key, value in rows.items()}
+    store.put_state(name, encode_state(arrays, meta), applied, publish=version.number)
+    return replace(version, published=True)

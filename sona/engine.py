@@ -583,6 +583,7 @@ class SonaEngine:
         """After each reward of a policy: whatever has become due by it."""
         self.loop_b.note()
         self._service.decide()
+        self._service.grant()
 
     # ---- versions ----
 
@@ -668,10 +669,11 @@ class SonaEngine:
     # ---- time ----
 
     def tick(self) -> None:
-        """Do what is due: fold, follow the store. Cheap enough to call per request."""
+        """Do what is due: follow the store, serve a version that somebody asked for there. Cheap enough to call per request."""
         self._layer(0)
         if self.journal is not None and self.enabled:
             self.journal.tick()
+            self._service.grant()
 
     def flush(self) -> None:
         """

@@ -14,6 +14,7 @@ from sona.loops._policy import Policy
 DELTA = 1e-3  # bound on false alarms
 LEAST = 0.1  # of the correction and of trust is left after an alarm
 KEEP = 0.2  # what is left of P
+KNOWN = 32  # alarms whose times are remembered
 SETTLE = 64  # own choices after an alarm in which a further fall is the same change
 
 
@@ -37,6 +38,8 @@ class Drift:
     alarms : int
     time : float
         Of the last alarm, when the reward was learned, in seconds since the epoch; 0 before the first.
+    times : list of float
+        The same of the newest 32 alarms, oldest first.
     since : int
         Id of the first decision after the last change, not above the next one of this process; 0 before the first alarm.
 
@@ -49,6 +52,7 @@ class Drift:
         self._policy = policy
         self._watch = Watch(DELTA)
         self.alarms, self.time, self.since = 0, 0.0, 0
+        self.times: list[float] = []
         self._alarmed = 0  # own choices until the last alarm
         policy.watch, policy.on_alarm = self._watch, self._alarm
 
@@ -59,6 +63,7 @@ class Drift:
         self._alarmed = self._watch.added
         self.since = min(self._watch.changed, self._policy.next_id)  # of a process that began later: it says nothing of our own ids
         self.time = time.time()
+        self.times = [*self.times, self.time][-KNOWN:]
         self._policy.since = self.since
         share = min(max((1 + self._watch.level) ** 2, LEAST), 1.0)
         for learner in (self._policy, self._policy.rival, self._policy.partner):
@@ -79,6 +84,8 @@ class Drift:
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Arrays that `restore` takes."""
         alarms = {"alarms": np.array([self.alarms, self.since, self._alarmed], np.uint64), "time": np.array([self.time], np.float64)}
+        if self.times:
+            alarms["times"] = np.array(self.times, np.float64)
         return self._watch.state() | alarms
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -94,8 +101,11 @@ class Drift:
         alarms, when = np.asarray(arrays["alarms"]), np.asarray(arrays["time"])
         if alarms.shape != (3,) or when.shape != (1,) or not np.isfinite(when).all():
             raise SonaValueError(f"drift: expected alarms (3,) and a finite time (1,), got shapes {alarms.shape} and {when.shape}")
+        times = np.asarray(arrays.get("times", when[when > 0]), np.float64)  # absent: from before they were kept, or no alarm yet
+        if times.ndim != 1 or not np.isfinite(times).all():
+            raise SonaValueError(f"drift: expected finite times (n,), got shape {times.shape}")
         self._watch.restore(arrays)
         self.alarms, since, self._alarmed = alarms.tolist()
         self.since = min(since, self._policy.next_id)
-        self.time = float(when[0])
+        self.time, self.times = float(when[0]), times[-KNOWN:].tolist()
         self._policy.since = self.since

@@ -207,6 +207,8 @@ class Journal:
         self._save_at = save_every
         self.replayed = self.restores = 0
         self.late: Callable[[int, FeedbackRow], bool] | None = None
+        self.asked: int | None = None
+        """Number of the version that somebody asked for in the store, as of the last poll; for the process that leads."""
         self.writer: GroupWriter | None = None
         self._start = start
         self._following = True
@@ -658,6 +660,7 @@ class Journal:
                 return
             if not (self.leading and self._still_leading()) and not self._lead_or_follow():
                 return
+            self.asked = self.store.asked(self.name)
             self._replay()
 
     def _still_leading(self) -> bool:

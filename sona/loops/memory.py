@@ -23,6 +23,7 @@ from sona.trajectory import decode
 
 FORMAT = 1
 HISTORY = 100  # deep cycles that are remembered
+DREAMS = 8  # of the last deep cycle, those with the most proposals, that are remembered
 NOTED = 1000  # outcomes that wait for the next one: the roadmap's max_pending_signals
 CHUNK = 1024  # decisions read at a time
 VERSION, NEXT = 2, 3  # of the graph, and the id of its next node: where they are in its state
@@ -55,6 +56,8 @@ class Memory:
     history : list of dict
         What came of the newest 100 deep cycles: cycle, at (seconds since the epoch), nodes by kind, edges, dreams, how many of them passed
         the gate, mean strength of the nodes, and the dreams' mean density, coherence, novelty, utility and Phi, None without dreams.
+    dreams : list of dict
+        Of the last deep cycle: nodes, the ids in the order visited; proposals, pairs of ids; generator; density and phi.
 
     Warns
     -----
@@ -88,6 +91,7 @@ class Memory:
         self._graph = MemoryGraph(dim, max_nodes=max_nodes)
         self.deep_at = self.now()
         self.history: list[dict[str, Any]] = []
+        self.dreams: list[dict[str, Any]] = []
         self._propagation: Propagation | None = None
         self._noted: dict[int, tuple[Floats | bytes, float]] = {}  # by id of the trajectory or decision, the oldest first
         self._noting = lock(brief=True)
@@ -299,6 +303,8 @@ class Memory:
                 **{name: float(np.mean(values)) if values else None for name, values in measured.items()},
             },
         ]
+        measured_dreams = sorted((dream for dream in dreams if dream.quality is not None), key=lambda dream: -len(dream.proposals))
+        self.dreams = [_about(dream) for dream in measured_dreams[:DREAMS]]
         with self._storing:
             self._saved = -1
             self.save()
@@ -311,7 +317,7 @@ class Memory:
         graph.apply(GraphChange(based_on=graph.version, decay={EdgeKind.COACTIVATION: 0.0}))
         with self._noting:
             self._noted.clear()
-        self._taken = {}
+        self._taken, self.dreams = {}, []
         if self._keeper is not None and self._keeper.leading:
             self._write_twice(self._keeper)
 
@@ -359,7 +365,8 @@ class Memory:
         arrays |= {"taken": np.array(list(taken), np.int64), "taken_reward": np.array(list(taken.values()), np.float32)}
         if self._propagation is not None:
             arrays |= {f"{LEARNED}{name}": array for name, array in self._propagation.state().items()}
-        blob = encode_state(arrays, {"format": FORMAT, "dim": self._dim, "deep_at": self.deep_at, "history": self.history})
+        about = {"format": FORMAT, "dim": self._dim, "deep_at": self.deep_at, "history": self.history, "dreams": self.dreams}
+        blob = encode_state(arrays, about)
         keeper.store.put_state(
             self._state_name,
             blob,
@@ -427,6 +434,7 @@ class Memory:
             if meta["dim"] != self._dim:
                 raise SonaCorruptError(f"expected vectors of dim {self._dim}, got {meta['dim']}")
             deep_at, history = float(meta["deep_at"]), list(meta["history"])
+            dreams = list(meta.get("dreams", []))  # absent: from before they were kept
             taken = dict(zip(arrays.pop("taken").tolist(), arrays.pop("taken_reward").tolist(), strict=True))
             ids, keys, kinds = (arrays[name].tolist() for name in ("ids", "keys", "kinds"))
             learned = {name.removeprefix(LEARNED): arrays.pop(name) for name in list(arrays) if name.startswith(LEARNED)}
@@ -463,6 +471,7 @@ class Memory:
             deep_at, saved = now, -1
         self._graph, self._saved, self._kept = graph, saved, None if others else crc
         self.deep_at, self.history, self._taken, self._propagation = deep_at, history, taken, propagation
+        self.dreams = dreams
         return True
 
 
@@ -485,6 +494,18 @@ def _direction(row: DecisionRow, dim: int) -> Floats | None:
     x: Floats = np.frombuffer(row.x, "<f4")
     length = float(np.linalg.norm(x.astype(np.float64)))
     return x if length == 0 or abs(length - 1) < ROUNDING else None
+
+
+def _about(dream: Dream) -> dict[str, Any]:
+    """What is remembered of a dream; it has been evaluated."""
+    assert dream.quality is not None
+    return {
+        "nodes": list(dream.nodes),
+        "proposals": [list(pair) for pair in dream.proposals],
+        "generator": dream.generator,
+        "density": float(dream.quality.density),
+        "phi": float(dream.quality.phi),
+    }
 
 
 def state_name(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sona._locks import lock
 from sona.adapters import Factors, MemoryVersions, Version
 from sona.adapters.versions import find, keep_served, replaced_by
-from sona.errors import SonaStoreError, SonaValueError
+from sona.errors import SonaError, SonaStoreError, SonaValueError
 from sona.loops.background import BackgroundLoop, Proposal
 from sona.loops.gate import GateConfig
 from sona.loops.journal import Journal
@@ -217,6 +217,32 @@ class Service:
         """Put a version, its number or its id in service; SonaError, and the old correction is served, where that cannot be."""
         with self.deciding:  # a reward may be deciding a trial
             return self._serve(find(self.versions.all(), version), cause=cause)
+
+    def grant(self) -> None:
+        """
+        Serve the version that somebody asked for in the store, see `Store.ask_publish`; one that cannot be served is refused there, and
+        where the store cannot be written a later poll finds the wish again.
+        """
+        journal = self._journal
+        if journal is None or (number := journal.asked) is None or number < 0 or not journal.leading:
+            return
+        if not self.deciding.acquire(blocking=False):
+            return
+        try:
+            journal.asked = None
+            try:
+                self._serve(find(self.versions.all(), number), cause="asked")
+            except SonaStoreError:
+                raise
+            except SonaError as error:
+                about = {"learner": self._name, "number": number, "error": str(error)}
+                log.warning("version %d was asked for and is refused: %s", number, error, extra={"event": "version.refused", **about})
+                journal.store.refuse_publish(self._name, number)
+        except SonaStoreError as error:
+            about = {"learner": self._name, "number": number, "error": str(error)}
+            log.warning("version %d was asked for: %s", number, error, extra={"event": "version.not_published", **about})
+        finally:
+            self.deciding.release()
 
     def _serve(self, version: Version, trial: Trial | None = None, *, cause: str) -> Version:
         """Put a version in service; with `trial`, whose candidate it is, everything else that the candidate has learned as well."""

@@ -156,6 +156,10 @@ class Namespace:
     def _give_back(self, conn: Any, most: int) -> None:
         """Give at most `most` pages of space that is no longer used to the file system, where the database leaves that to its user."""
 
+    def _granted(self, conn: Any, name: str, number: int) -> None:
+        """In the transaction that publishes a version: whoever asked for it has it."""
+        raise NotImplementedError
+
     def _changed(self, conn: Any) -> None:
         """Tell the others, when the transaction is committed, that a state or version has changed."""
 

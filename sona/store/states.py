@@ -225,6 +225,7 @@ class States(Namespace):
         return None if row is None else row[0]
 
     def _publish(self, conn: Sql, name: str, number: int) -> None:
+        self._granted(conn, name, number)
         conn.execute("UPDATE versions SET published = FALSE WHERE ns = ? AND name = ? AND published", (self._ns, name))
         one = conn.execute("UPDATE versions SET published = TRUE WHERE ns = ? AND name = ? AND number = ?", (self._ns, name, number))
         if one.rowcount != 1:

@@ -23,6 +23,7 @@ from sona.store.arguments import check_bounds, check_milliseconds, check_name
 from sona.store.bounds import Bounds
 from sona.store.integrity import Integrity
 from sona.store.outcomes import LeaseLost, UnknownOutcome
+from sona.store.overview import Overview
 from sona.store.postgres import schema as tables
 from sona.store.postgres.connection import Connection, Link
 from sona.store.postgres.lease import Lease, channel
@@ -57,7 +58,7 @@ _VECTORS = {"ns": "int4", "name": "text", "id": "int8", "crc": "int8", "size": "
 Group = tuple[list[DecisionRow], list[FeedbackRow], list[TrajectoryRow]]
 
 
-class PostgresStore(Records, States, Vectors, Bounds, Integrity):
+class PostgresStore(Records, States, Vectors, Overview, Bounds, Integrity):
     """One namespace of a store on a PostgreSQL server, for processes on any number of machines.
 
     The same as `SqliteStore`, but for this: a server, and the way to it, may come and go. A call that meets neither raises SonaStoreError

@@ -13,6 +13,7 @@ from sona.store import namespace as parts
 from sona.store.arguments import check_bounds, check_milliseconds, check_name
 from sona.store.bounds import Bounds
 from sona.store.integrity import Integrity
+from sona.store.overview import Overview
 from sona.store.records import Records
 from sona.store.rows import DECISION_COLUMNS, Blob, DecisionRow, FeedbackRow, TrajectoryRow
 from sona.store.sqlite import pages, schema
@@ -23,7 +24,7 @@ from sona.store.states import States
 from sona.store.vectors import Vectors
 
 
-class SqliteStore(Records, States, Vectors, Bounds, Integrity):
+class SqliteStore(Records, States, Vectors, Overview, Bounds, Integrity):
     """One namespace of a store file.
 
     Any number of processes may append to a file at once; at most one holds the learning lease of a namespace. What
