@@ -184,7 +184,7 @@ def ask_rollback(
     path: str | os.PathLike[str], wanted: str | int, namespace: str = "default", name: str = "default"
 ) -> tuple[Version, bool]:
     """
-    `roll_back`, or where a process learns for the store a wish that it serves this version, which it grants at its next reward or tick.
+    `roll_back`; where a process learns for the store, a wish that it serves this version: it grants it at its next reward or tick.
 
     Returns
     -------

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sona._version import __version__
+from sona.cli.dashboard import add_dashboard
 from sona.cli.export import add_export
 from sona.cli.health import add_doctor, add_inspect, add_verify
 from sona.cli.learning import add_demo, add_learn, add_replay
@@ -15,7 +16,19 @@ from sona.cli.stored import add_dream, add_rollback, add_versions
 from sona.errors import SonaError, SonaValueError
 
 # In the order of `sona --help`.
-COMMANDS = (add_demo, add_replay, add_learn, add_doctor, add_verify, add_inspect, add_versions, add_rollback, add_dream, add_export)
+COMMANDS = (
+    add_demo,
+    add_replay,
+    add_learn,
+    add_doctor,
+    add_verify,
+    add_inspect,
+    add_dashboard,
+    add_versions,
+    add_rollback,
+    add_dream,
+    add_export,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -220,8 +220,8 @@ class Service:
 
     def grant(self) -> None:
         """
-        Serve the version that somebody asked for in the store, see `Store.ask_publish`; one that cannot be served is refused there, and
-        where the store cannot be written a later poll finds the wish again.
+        Serve the version that somebody asked for in the store, see `Store.ask_publish`. One that cannot be served is refused there; where
+        the store cannot be written, a later poll finds the wish again.
         """
         journal = self._journal
         if journal is None or (number := journal.asked) is None or number < 0 or not journal.leading:

@@ -20,7 +20,10 @@ class RewardBucket(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A reward that counts, beside its decision: times in s since the epoch, the arm's row number in its arm set, `DecisionRow.proposals`."""
+    """
+    A reward that counts, beside its decision: times in s since the epoch, arm as its row number in the arm set, proposals as in
+    `DecisionRow`.
+    """
 
     time: float
     decided: float
@@ -91,6 +94,16 @@ class Overview(Namespace):
                     (self._ns, start, start + PIECE),
                 ).fetchall()
             yield from (Outcome(*row) for row in rows)
+
+    def qualities(self, newest: int) -> list[tuple[float, float]]:
+        """(time, quality) of the newest `newest` trajectories that have one, oldest first."""
+        check_count("newest", newest)
+        with self._db.reading() as conn:
+            rows: list[Any] = conn.execute(
+                "SELECT time, quality FROM trajectories WHERE ns = ? AND quality IS NOT NULL ORDER BY time DESC, pos DESC LIMIT ?",
+                (self._ns, newest),
+            ).fetchall()
+        return [tuple(row) for row in reversed(rows)]
 
     def _newest(self, newest: int) -> tuple[int, int]:
         """Numbers of the first and the last of so many rewards."""
