@@ -15,7 +15,8 @@ from sona._arrays import Floats
 from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaTypeError, SonaValueError, SonaVersionError
-from sona.ext.layers import Layer, Layers, get_layers, put_layers, save_named
+from sona.ext.layers import Layers, get_layers, put_layers, save_named
+from sona.ext.torch._forward import Forward, Place, open_special
 from sona.ext.torch.gradient import pairs_of, shared_step
 from sona.ext.torch.places import find
 
@@ -92,18 +93,19 @@ class Attached:
         self.engine, self.layers = engine, layers
         self._width = layers.width
         modules = dict(model.named_modules())
-        self._hooks = [
-            modules[layer.name].register_forward_hook(_hook_of(self, number, layer))
-            for number, layer in enumerate(layers)
+        self._places = [Place(self, number, engine.adapters[number], layer) for number, layer in enumerate(layers)]
+        self._forwards = [
+            Forward(modules[layer.name], place, layer.kind == "linear")
+            for place, layer in zip(self._places, layers, strict=True)
             if layer.kind != "pooled"
         ]
-        self._attached = True
 
     def pooled(self, y: Tensor) -> Tensor:
         """y + delta(y), of shape (..., hidden): the pooled output with its correction. After `detach` y itself."""
         if self.layers[0].kind != "pooled":
             raise SonaValueError("pooled: expected a model attached with layers='pooled', got hooked modules")
-        return self._corrected(0, y, y) if self._attached else y
+        place = self._places[0]
+        return place.corrected(y, y) if place.on else y
 
     @contextmanager
     def record(self) -> Iterator[Request]:
@@ -112,10 +114,12 @@ class Attached:
             raise SonaValueError("record: expected torch.no_grad() or gradients, got torch.inference_mode(), which keeps none")
         request = Request(self)
         token = _request.set(request)
+        open_special(1)
         try:
             with torch.enable_grad():
                 yield request
         finally:
+            open_special(-1)
             _request.reset(token)
 
     @contextmanager
@@ -129,9 +133,11 @@ class Attached:
             if engine is not None and (engine.config.hidden_dim, engine.config.num_layers) != (self.layers.width, len(self.layers)):
                 raise SonaValueError(f"using: expected engines of {len(self.layers)} layers of {self.layers.width}, got {engine!r}")
         token = _sets.set(tuple(engines))
+        open_special(1)
         try:
             yield
         finally:
+            open_special(-1)
             _sets.reset(token)
 
     def save(self, path: str) -> None:
@@ -140,9 +146,10 @@ class Attached:
 
     def detach(self) -> None:
         """Take the hooks out: the model is what it was. The engine stays open."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._attached = [], False
+        for forward in self._forwards:
+            forward.detach()
+        for place in self._places:
+            place.on = False
 
     def close(self) -> None:
         """Detach, and close the engine."""
@@ -260,18 +267,6 @@ def _padded(values: Any, width: int) -> Any:
     result = np.zeros(width, np.float32)
     result[: len(values)] = values
     return result
-
-
-def _hook_of(attached: Attached, number: int, layer: Layer) -> Any:
-    def linear(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return attached._corrected(number, inputs[0], output)
-
-    def residual(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (attached._corrected(number, output[0], output[0]), *output[1:])
-        return attached._corrected(number, output, output)
-
-    return linear if layer.kind == "linear" else residual
 
 
 def attach(
