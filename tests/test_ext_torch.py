@@ -16,50 +16,15 @@ from sona.ext.layers import get_layers, load_layers
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from torch_models import IDS, bert, gemma, gpt2, llama, merge, out, qwen, teach  # noqa: E402
+
 from sona.ext.torch import Attached, attach  # noqa: E402
 from sona.ext.torch.gradient import pairs_of, shared_step  # noqa: E402
 
-IDS = torch.arange(24).reshape(3, 8) % 30
 LINEAR = ["*.attention.self.query", "*.intermediate.dense"]
 
 
-def bert(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=16
-    )
-    return transformers.BertModel(config).eval()
-
-
-def gpt2() -> Any:
-    torch.manual_seed(0)
-    return transformers.GPT2Model(transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=16)).eval()
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24
-    )
-    return transformers.LlamaModel(config).eval()
-
-
-def teach(attached: Attached, seed: int = 0, size: float = 0.3) -> None:
-    """Rows that change outputs, in the part that belongs to each layer."""
-    rng = np.random.default_rng(seed)
-    for adapter, layer in zip(attached.engine.adapters, attached.layers, strict=True):
-        up, down = np.zeros(adapter.dim), np.zeros(adapter.dim)
-        up[: layer.out_features] = size * rng.standard_normal(layer.out_features)
-        down[: layer.in_features] = rng.standard_normal(layer.in_features)
-        adapter.append(up, down)
-
-
-def out(model: Any, **inputs: Any) -> Any:
-    with torch.no_grad():
-        return model(**({"input_ids": IDS} | inputs)).last_hidden_state
-
-
-@pytest.mark.parametrize("make", [bert, gpt2, llama])
+@pytest.mark.parametrize("make", [bert, gpt2, llama, qwen, gemma])
 def test_blocks_of_the_usual_architectures_are_found(make: Any):
     model = make()
     bare = out(model)
@@ -78,17 +43,24 @@ def test_blocks_of_the_usual_architectures_are_found(make: Any):
 
 
 def test_linear_layers_add_what_merged_weights_would():
-    model, merged = bert(), bert()
+    model = bert()
     with attach(model, LINEAR) as attached:
         assert [(layer.in_features, layer.out_features) for layer in attached.layers] == [(16, 16), (16, 24)] * 2
         teach(attached)
-        for number, layer in enumerate(attached.layers):
-            delta = torch.from_numpy(attached.engine.adapters[number].delta())
-            merged.get_submodule(layer.name).weight.data += delta[: layer.in_features, : layer.out_features].T
+        merged = merge(bert(), attached)
         torch.testing.assert_close(out(model), out(merged), atol=1e-5, rtol=1e-5)
         with torch.inference_mode():
             torch.testing.assert_close(model(IDS).last_hidden_state, out(merged), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model(IDS).last_hidden_state.detach(), out(merged), atol=1e-5, rtol=1e-5)  # the path with gradients
+
+
+@pytest.mark.parametrize("make", [qwen, gemma])
+def test_linear_layers_of_decoders_with_grouped_heads_add_what_merged_weights_would(make: Any):
+    model = make()
+    with attach(model, ["*.self_attn.?_proj", "*.mlp.*_proj"]) as attached:
+        assert {(layer.in_features, layer.out_features) for layer in attached.layers} == {(16, 16), (16, 8), (16, 24), (24, 16)}
+        teach(attached, size=0.1)
+        torch.testing.assert_close(out(model), out(merge(make(), attached)), atol=1e-5, rtol=1e-4)
 
 
 def test_the_transposed_linear_layers_of_gpt2_are_linear_layers():

@@ -13,6 +13,6 @@ cdef class Place:
 
 
 cdef class Forward:
-    cdef object module, before, inner, parameters
+    cdef object module, before, inner
     cdef readonly Place place
-    cdef bint reads_input
+    cdef bint reads_input, plain

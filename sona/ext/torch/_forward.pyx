@@ -128,13 +128,25 @@ cdef void add_part(Adapter adapter, const sona_lora *w, const float *x, Py_ssize
             first += count
 
 
-cdef void add(Adapter adapter, sona_reader *reader, Rows x, Rows y) noexcept nogil:
+cdef void add_rows(Adapter adapter, sona_reader *reader, Rows x, Rows y) noexcept nogil:
     cdef sona_lora w
     if x.width == adapter.dim and y.width == adapter.dim:
         sona_adapter_forward_batch(reader, SONA_BOTH, x.data, x.width, y.data, y.width, x.count)
     else:
         w = sona_reader_view(reader, SONA_BOTH)
         add_part(adapter, &w, x.data, x.width, y.data, y.width, x.count)
+
+
+cdef void add(Adapter adapter, Rows x, Rows y):
+    """y += delta(x) row by row."""
+    cdef Py_ssize_t rank = sona_reader_view(adapter.reader, SONA_BOTH).rank
+    cdef sona_reader *reader
+    if x.count * rank * (x.width + y.width) < LONG or (reader := sona_reader_acquire(adapter.handle)) == NULL:
+        add_rows(adapter, adapter.reader, x, y)
+        return
+    with nogil:
+        add_rows(adapter, reader, x, y)
+        sona_reader_release(reader)
 
 
 cdef class Place:
@@ -144,7 +156,7 @@ cdef class Place:
     Parameters
     ----------
     attached : Attached
-        Answers what is not served here: `_corrected(number, x, y)`.
+        Answers what is not served here: `_corrected(place, x, y)`.
     number : int
         Of the layer.
     adapter : Adapter
@@ -164,30 +176,39 @@ cdef class Place:
 
     cpdef object corrected(self, object x, object y):
         """y + delta(x): in y itself where it is fresh, y untouched where nothing is added."""
-        cdef sona_reader *reader
         cdef Rows a, b
-        cdef size_t rank
         if special or grad_enabled():
-            return self.attached._corrected(self.number, x, y)
-        if not self.attached.engine.enabled:
-            return y
-        rank = sona_reader_view(self.adapter.reader, SONA_BOTH).rank
-        if rank == 0:
+            return self.attached._corrected(self, x, y)
+        if not self.attached.engine.enabled or sona_reader_view(self.adapter.reader, SONA_BOTH).rank == 0:
             return y
         a = rows_of(x, self.by_exchange)
-        if a.data == NULL or a.width != self.n_in:
-            return self.attached._corrected(self.number, x, y)
+        if a.data != NULL and a.width == self.n_in:
+            if not self.fresh:
+                y = y.clone(memory_format=torch.contiguous_format)
+            b = rows_of(y, self.by_exchange)
+            if b.data != NULL and b.width == self.n_out and b.count == a.count:
+                add(self.adapter, a, b)
+                return y
+        return self.attached._corrected(self, x, y)
+
+    def each_corrected(self, tuple engines not None, object x, object y):
+        """`corrected` with an engine, or None, for each part of the first axis, of as many; None where that is not served here."""
+        cdef Rows a = rows_of(x, self.by_exchange), b
+        cdef Py_ssize_t i, count = len(engines)
+        if grad_enabled() or a.data == NULL or a.width != self.n_in:
+            return None
         if not self.fresh:
             y = y.clone(memory_format=torch.contiguous_format)
         b = rows_of(y, self.by_exchange)
         if b.data == NULL or b.width != self.n_out or b.count != a.count:
-            return self.attached._corrected(self.number, x, y)
-        if a.count * <Py_ssize_t> rank * (a.width + b.width) < LONG or (reader := sona_reader_acquire(self.adapter.handle)) == NULL:
-            add(self.adapter, self.adapter.reader, a, b)
-            return y
-        with nogil:
-            add(self.adapter, reader, a, b)
-            sona_reader_release(reader)
+            return None
+        a.count //= count
+        b.count = a.count
+        for i in range(count):
+            if engines[i] is not None and engines[i].enabled:
+                add(<Adapter?> engines[i].adapters[self.number], a, b)
+            a.data += a.count * a.width
+            b.data += b.count * b.width
         return y
 
 
@@ -212,14 +233,16 @@ cdef class Forward:
         self.module, self.place, self.reads_input = module, place, reads_input
         self.before = vars(module).get("forward")  # of somebody else who replaced it
         self.inner = module.forward
-        self.parameters = module._parameters if type(module) is torch.nn.Linear and self.before is None else None
+        self.plain = self.before is None and type(module) is torch.nn.Linear
         module.forward = self
 
     def __call__(self, *args, **kwargs):
         cdef object x, y
-        if self.parameters is not None and len(args) == 1:  # what nn.Linear does, without its attributes' detours
+        cdef dict parameters
+        if self.plain and len(args) == 1:  # what nn.Linear does, without the detours of its attributes
             x = args[0]
-            y = linear(x, self.parameters["weight"], self.parameters["bias"])
+            parameters = self.module._parameters
+            y = linear(x, parameters["weight"], parameters["bias"])
             return self.place.corrected(x, y) if self.place.on else y
         y = self.inner(*args, **kwargs)
         if not self.place.on:
@@ -242,12 +265,11 @@ cdef class Forward:
 
     def __deepcopy__(self, memo):
         """Of the copied module, with the same adapter."""
-        module = copy.deepcopy(self.module, memo)
         cdef Forward result = Forward.__new__(Forward)
-        result.module, result.place, result.reads_input = module, self.place, self.reads_input
+        result.module = module = copy.deepcopy(self.module, memo)
+        result.place, result.reads_input, result.plain = self.place, self.reads_input, self.plain
         result.before = copy.deepcopy(self.before, memo)
         result.inner = type(module).forward.__get__(module) if result.before is None else result.before
-        result.parameters = None if self.parameters is None else module._parameters
         return result
 
     def __reduce__(self):

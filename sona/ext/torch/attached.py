@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sona._arrays import Floats
 from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaTypeError, SonaValueError, SonaVersionError
@@ -19,6 +18,7 @@ from sona.ext.layers import Layers, get_layers, put_layers, save_named
 from sona.ext.torch._forward import Forward, Place, open_special
 from sona.ext.torch.gradient import pairs_of, shared_step
 from sona.ext.torch.places import find
+from sona.ext.torch.unfuse import unfuse
 
 
 @dataclass(eq=False)
@@ -67,8 +67,6 @@ class Request:
         return self.attached._learn(self.scores(logp), reward, expected)
 
 
-_FLOAT32 = np.dtype(np.float32)
-
 _request: ContextVar[Request | None] = ContextVar("sona_request", default=None)
 _sets: ContextVar[tuple[SonaEngine | None, ...] | None] = ContextVar("sona_sets", default=None)
 
@@ -99,6 +97,7 @@ class Attached:
             for place, layer in zip(self._places, layers, strict=True)
             if layer.kind != "pooled"
         ]
+        self._undo = unfuse(model, [layer.name for layer in layers if layer.kind != "pooled"])
 
     def pooled(self, y: Tensor) -> Tensor:
         """y + delta(y), of shape (..., hidden): the pooled output with its correction. After `detach` y itself."""
@@ -150,6 +149,9 @@ class Attached:
             forward.detach()
         for place in self._places:
             place.on = False
+        for undo in self._undo:
+            undo()
+        self._undo.clear()
 
     def close(self) -> None:
         """Detach, and close the engine."""
@@ -164,37 +166,17 @@ class Attached:
 
     # ---- forward ----
 
-    def _corrected(self, number: int, x: Tensor, y: Tensor) -> Tensor:
-        """y + delta(x) of one layer; y itself where nothing is added. The fresh output of a linear layer is corrected where it lies."""
+    def _corrected(self, place: Place, x: Tensor, y: Tensor) -> Tensor:
+        """y + delta(x) of one layer, whatever the tensors are; y itself where nothing is added."""
         sets = _sets.get()
-        if sets is None and not torch.is_grad_enabled():
-            if not self.engine.enabled:
-                return y
-            a, b = self._shared(x), self._shared(y)
-            if a is not None and b is not None:
-                adapter = self.engine.adapters[number]
-                if x is not y:
-                    adapter.forward_batch(a, b)
-                elif adapter.info()["total"]:
-                    b = a.copy()
-                    adapter.forward_batch(a, b)
-                    return torch.from_numpy(b.reshape(y.shape))
-                return y
         if sets is None:
-            return self._added(self.engine, number, x, y)
+            return self._added(self.engine, place.number, x, y)
         if len(y) != len(sets):
             raise SonaValueError(f"using: expected a batch of {len(sets)} rows, as many as engines, got {len(y)}")
-        return torch.stack([b if each is None else self._added(each, number, a, b) for each, a, b in zip(sets, x, y, strict=True)])
-
-    def _shared(self, x: Tensor) -> Floats | None:
-        """The memory of x as (tokens, width), where the core can work on it as it is; None where it has to be converted."""
-        try:
-            a: Floats = x.numpy()
-        except (TypeError, RuntimeError):  # another device or type, or a parameter
-            return None
-        if a.dtype is not _FLOAT32 or a.ndim == 0 or a.shape[-1] != self._width or a.size == 0 or not a.flags.c_contiguous:
-            return None
-        return a.reshape(-1, self._width)
+        served: Tensor | None = place.each_corrected(sets, x, y)
+        if served is not None:
+            return served
+        return torch.stack([b if each is None else self._added(each, place.number, a, b) for each, a, b in zip(sets, x, y, strict=True)])
 
     def _added(self, engine: SonaEngine, number: int, x: Tensor, y: Tensor) -> Tensor:
         if not engine.enabled:
@@ -214,7 +196,7 @@ class Attached:
                 request.seen.setdefault(number, []).append((x.detach(), probe))
                 out = out + probe
             return out
-        if adapter.info()["total"] == 0:
+        if adapter.info()["total"] == 0 or y.numel() == 0:
             return y
         width = self._width
         rows = x.detach().reshape(-1, x.shape[-1]).to("cpu", torch.float32).contiguous()

@@ -83,6 +83,11 @@ def find(model: nn.Module, layers: str | Sequence[str]) -> Layers:
             elif fits:
                 size = hidden_size(model, module)
                 chosen.append(Layer(name=name, kind="residual", in_features=size, out_features=size))
+        attentions = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+        if passed := [each.name for each in chosen if each.name.rpartition(".")[0] in attentions]:
+            raise SonaValueError(
+                f"layers: expected modules that are called, got {passed[0]!r}, of which nn.MultiheadAttention uses the weights alone"
+            )
         if missing := [each for each in patterns if each not in used]:
             raise SonaValueError(f"layers: expected the name of a module, or a pattern of linear ones, got {missing[0]!r}, which fits none")
     return Layers(
