@@ -5,7 +5,8 @@
 Each of the clients routes a request, thinks for 20 ms and reports the reward, over and over. Beside them a task sleeps for 1 ms at a time;
 by how much longer it slept is the delay of the event loop, which every request of the worker has. "Nothing waits": no reward is waited
 for. Figures are medians over the rounds of what a round had, the longest delay that of all rounds. Durable: sync=True. Elsewhere: rewards
-of decisions of another process, which are read from the store. Without --url a server is started on a Unix socket, with fsync on.
+of decisions of another process, which are read from the store. Cycles: `background_learn` or `deep_learn` in a thread, one after the other.
+Without --url a server is started on a Unix socket, with fsync on.
 """
 
 from __future__ import annotations
@@ -61,8 +62,25 @@ class Round:
     took_p99: float
 
 
-async def play(router: Router, give: Give, x: np.ndarray, ids: Iterator[int] | None, clients: int, seconds: float) -> Round:
-    """`ids`: of decisions that are rewarded instead of those that are made."""
+@dataclass(frozen=True)
+class Case:
+    """
+    Attributes
+    ----------
+    ids : iterator of int, optional
+        Decisions that are rewarded instead of those that are made.
+    cycle : callable, optional
+        Called in a thread, again and again.
+    """
+
+    what: str
+    way: str
+    give: Give
+    ids: Iterator[int] | None = None
+    cycle: Callable[[], object] | None = None
+
+
+async def play(router: Router, case: Case, x: np.ndarray, clients: int, seconds: float) -> Round:
     delays: list[float] = []
     took: list[float] = []
     end = time.perf_counter() + seconds
@@ -79,36 +97,55 @@ async def play(router: Router, give: Give, x: np.ndarray, ids: Iterator[int] | N
             number += clients
             await asyncio.sleep(THINK)
             began = time.perf_counter()
-            id = decision.id if ids is None else next(ids)
-            if not await give(id, float(decision.index == number % ARMS)):
+            id = decision.id if case.ids is None else next(case.ids)
+            if not await case.give(id, float(decision.index == number % ARMS)):
                 raise SystemExit(f"reward of decision {id}: expected to be known")
             took.append(time.perf_counter() - began)
 
+    async def cycles() -> None:
+        while case.cycle is not None and time.perf_counter() < end:
+            await asyncio.to_thread(case.cycle)
+
     began = time.perf_counter()
+    turning = asyncio.create_task(cycles())
     await asyncio.gather(tick(), *(client(number) for number in range(clients)))
-    p = np.percentile(delays, (50, 99, 100))
-    return Round(*map(float, p), len(took) / (time.perf_counter() - began), *map(float, np.percentile(took, (50, 99))))
+    rewards = len(took) / (time.perf_counter() - began)
+    await turning
+    return Round(*map(float, np.percentile(delays, (50, 99, 100))), rewards, *map(float, np.percentile(took, (50, 99))))
+
+
+def cases(router: Router, ids: Iterator[int]) -> Iterator[Case]:
+    plain = ways(router, sync=False)
+    yield Case("nothing waits", CALLED, plain[CALLED])
+    for name, give in ways(router, sync=True).items():
+        yield Case("durable", name, give)
+    for name, give in plain.items():
+        yield Case("elsewhere", name, give, ids)
+    yield Case("background cycles", CALLED, plain[CALLED], None, router.background_learn)
+    yield Case("deep cycles", CALLED, plain[CALLED], None, lambda: router.deep_learn(duration=1.0))
 
 
 def runs(where: str, clients: int, rounds: int, seconds: float) -> dict[tuple[str, str], list[Round]]:
     """By (case, way)."""
     rng = np.random.default_rng(0)
     x, arms = rng.standard_normal((512, DIM)).astype(np.float32), rng.standard_normal((ARMS, DIM))
+    made: list[int] = []
     with Router(arms, store=where) as other:
-        made = [each.id for _ in range(ELSEWHERE // 500) for each in (other.route_batch(x[:500]), other.flush())[0]]
+        while len(made) < ELSEWHERE:
+            made += [decision.id for decision in other.route_batch(x)]
+            other.flush()
     found: dict[tuple[str, str], list[Round]] = {}
     with Router(arms, store=where) as router:
-        ids = iter(made * 100)  # again: a repeated one is read as well once it has left the memory
-        plain = ways(router, sync=False)
-        cases: dict[tuple[str, str], tuple[Give, Iterator[int] | None]] = {("nothing waits", CALLED): (plain[CALLED], None)}
-        cases |= {("durable", name): (give, None) for name, give in ways(router, sync=True).items()}
-        cases |= {("elsewhere", name): (give, ids) for name, give in plain.items()}
+        for number in range(500):
+            router.feedback(router.route(x[number]).id, float(number % 2))
+        router.background_learn()  # what is imported on the way is imported by now
+        router.deep_learn(duration=0.1)
+        listed = list(cases(router, iter(made * 100)))  # a repeated one is read as well once it has left the memory
         for number in range(rounds):
-            order = list(cases)
-            for case in order[number % len(order) :] + order[: number % len(order)]:
+            start = number % len(listed)
+            for case in (*listed[start:], *listed[:start]):
                 router.flush()
-                give, given = cases[case]
-                found.setdefault(case, []).append(asyncio.run(play(router, give, x, given, clients, seconds)))
+                found.setdefault((case.what, case.way), []).append(asyncio.run(play(router, case, x, clients, seconds)))
     return found
 
 
@@ -157,9 +194,7 @@ def main() -> None:
                 server.close()
     print_lines([HEAD, *(line for store, by_case in found.items() for line in lines(store, by_case))])
     if options.json is not None:
-        text = {
-            f"{store} {case} {way}": [asdict(each) for each in listed] for store, by in found.items() for (case, way), listed in by.items()
-        }
+        text = {store: [[*case, *map(asdict, listed)] for case, listed in by_case.items()] for store, by_case in found.items()}
         options.json.write_text(json.dumps(text, indent=1), encoding="utf-8")
 
 

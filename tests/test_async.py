@@ -135,7 +135,7 @@ def test_a_decision_that_is_only_in_the_store_is_looked_up_by_one_thread(tmp_pat
         leader.flush()
         assert other.engine.journal is not None
         threads = threading.active_count()
-        disk = Gate(other.engine.journal.store, "decision", monkeypatch)
+        disk = Gate(other.engine.journal.store, "rewarded", monkeypatch)
 
         async def serve() -> None:
             asked = [asyncio.create_task(other.afeedback(id, 1.0, sync=True)) for id in [*ids, leader.route(np.ones(DIM)).id + 10]]
@@ -240,7 +240,7 @@ def test_cancelled_in_the_queue_nothing_is_recorded_and_cancelled_at_work_all_is
         begun, queued = (leader.route(np.ones(DIM)).id for _ in range(2))
         leader.flush()
         assert other.engine.journal is not None
-        disk = Gate(other.engine.journal.store, "decision", monkeypatch)
+        disk = Gate(other.engine.journal.store, "rewarded", monkeypatch)
 
         async def serve() -> None:
             tasks = [asyncio.create_task(other.afeedback(id, 1.0)) for id in (begun, queued)]
@@ -344,7 +344,7 @@ def test_close_ends_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     leader.flush()
     other.flush()
     assert other.engine.journal is not None
-    read = Gate(other.engine.journal.store, "decision", monkeypatch)
+    read = Gate(other.engine.journal.store, "rewarded", monkeypatch)
     write = Gate(other.engine.journal.store, "append", monkeypatch)
 
     async def serve() -> list[Any]:

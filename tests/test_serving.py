@@ -253,6 +253,32 @@ def test_gunicorn_with_a_router_made_in_each_worker(
     assert {id for id, reward in kept.items() if reward == 1.0} == set(rewarded)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("worker", ["asgi", "uvicorn_worker.UvicornWorker"])
+def test_the_lifespan_makes_the_router_in_each_worker_of_gunicorn(
+    worker: str, tmp_path: Path, start: Callable[..., tuple[int, "subprocess.Popen[bytes]"]]
+) -> None:
+    for name in ("fastapi", "prometheus_client", "gunicorn", "gunicorn.workers.gasgi" if worker == "asgi" else "uvicorn_worker"):
+        pytest.importorskip(name)
+    (tmp_path / "gunicorn.conf.py").unlink()
+    options = ("app:app", "--bind", "127.0.0.1:{port}", "--workers", "2", "--worker-class", worker, "--preload")
+    port, process = start(tmp_path / "s.db", "gunicorn", *options)
+    workers(port, 2)
+    acknowledged, elsewhere = set(), 0
+    for _ in range(20):
+        status, decision = ask(port, "/route", {"x": X})
+        assert status == 200
+        status, answer = ask(port, "/feedback", {"id": decision["id"], "reward": 1.0})
+        assert status == 200
+        acknowledged.add(int(decision["id"]))
+        elsewhere += answer["worker"] != decision["worker"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert elsewhere > 0
+    with open_store(tmp_path / "s.db") as store:
+        assert {row.id for row, reward in store.decisions() if reward == 1.0} == acknowledged
+
+
 def test_gunicorn_says_that_a_router_was_made_before_the_fork(
     tmp_path: Path, start: Callable[..., tuple[int, "subprocess.Popen[bytes]"]]
 ) -> None:

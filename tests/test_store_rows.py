@@ -142,6 +142,20 @@ def test_feedback_is_read_from_any_number_on_and_numbers_are_not_reused(store):
         store.feedback_after(0, -1)
 
 
+def test_decisions_with_their_rewards_are_what_one_by_one_has(store):
+    store.append([decision(id) for id in range(6)], [feedback(1, 0.5), feedback(2, 1.0), feedback(1, 0.25)])
+    store.append([], [FeedbackRow(1, 0.75, 1.0, "liar"), FeedbackRow(3, 1.0, 1.0, "liar"), FeedbackRow(9, 1.0, 1.0, None)])
+    for before in (None, 0, 1, 3, 4, 6):
+        for without in ((), ("liar",), ("liar", "nobody")):
+            found = store.rewarded([5, 1, 2, 3, 7, 1], before, without=without)
+            assert found == {id: (store.decision(id), store.reward(id, before, without=without)) for id in (1, 2, 3, 5)}
+    assert store.rewarded([]) == {}
+    with pytest.raises(SonaTypeError):
+        store.rewarded(["1"])
+    with pytest.raises(SonaValueError):
+        store.rewarded([1], -1)
+
+
 def test_decisions_are_the_newest_oldest_first_with_their_last_reward(store, monkeypatch):
     monkeypatch.setattr(parts, "CHUNK", 4)
     times = [7.0, 1.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 2.0, 9.0]

@@ -749,20 +749,16 @@ class Journal:
         policy = self._learner.policy
         if policy is None:
             return {}
-        first: dict[int, int] = {}
-        with self.mutex:
-            for number, row in rows:
-                if row.id not in self._own_ids and not policy.knows(row.id):  # own ones are learned, and may have left its memory
-                    first.setdefault(row.id, number)
-        found = self.store.decisions_of(first)
-        for decision in found.values():
+        with self.mutex:  # own ones are learned, and may have left its memory
+            wanted = {row.id for _, row in rows if row.id not in self._own_ids and not policy.knows(row.id)}
+        found = self.store.rewarded(wanted, rows[0][0], without=self._learner.sources.quarantined())
+        for decision, _ in found.values():
             self.rows_of_set(policy, decision.arm_set)
-        return {id: (found[id], self.last_reward(id, number)) if id in found else None for id, number in first.items()}
+        return {id: found.get(id) for id in wanted}
 
     def _kept_decision(self, id: int, before: int | None = None) -> _Kept | None:
         """A decision in the store, with the reward that it had before feedback number `before`."""
-        row = self.store.decision(id)
-        return None if row is None else (row, self.last_reward(id, before))
+        return self.store.rewarded([id], before, without=self._learner.sources.quarantined()).get(id)
 
     def last_reward(self, id: int, before: int | None = None) -> float | None:
         """Of a decision in the store, without the rewards of sources that count for nothing."""

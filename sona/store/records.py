@@ -81,6 +81,21 @@ class Records(Namespace):
             ).fetchall()
         return {row[0]: self._row(DecisionRow, row) for row in rows}
 
+    def rewarded(
+        self, ids: Iterable[int], before: int | None = None, *, without: Collection[str] = ()
+    ) -> dict[int, tuple[DecisionRow, float | None]]:
+        """What `decisions_of` and, of each, `reward` return, read at once."""
+        wanted = [id_of(one) for one in ids]
+        if before is not None:
+            check_count("before", before)
+        if not wanted:
+            return {}
+        reward = _LAST_REWARD.format(self._feedback_by_id, "decisions.ns", "decisions.id", "?", _of_others(without))
+        statement = f"SELECT {DECISION_COLUMNS}, ({reward}) FROM decisions WHERE ns = ? AND id IN ({', '.join('?' * len(wanted))})"
+        with self._db.reading() as conn:
+            rows = conn.execute(statement, (MAX_ID if before is None else before, *without, self._ns, *wanted)).fetchall()
+        return {row[0]: (self._row(DecisionRow, row[:-1]), row[-1]) for row in rows}
+
     def decisions(self, limit: int | None = None, *, without: Collection[str] = ()) -> Iterator[tuple[DecisionRow, float | None]]:
         """The newest `limit` decisions (None: all), oldest first, each with its last reward that is of none of these sources, or None.
 
