@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from postgres import Server
 
-from sona import Router, SonaEngine, SqliteStore
+from sona import Router, SonaEngine, SqliteStore, open_store
 from sona.errors import SonaClosedError, SonaStoreError, SonaTypeError, SonaValueError
 
 DIM = 8
@@ -379,6 +380,44 @@ def test_rewards_that_need_not_be_durable_are_written_in_groups_as_before(tmp_pa
 
         took = asyncio.run(serve())
         assert router.stats()["engine"]["store"]["groups"] <= took / 0.1 + 2
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_holds_up_no_loop(own_server: Server) -> None:
+    """Rewards time out, requests go on, and what was recorded is durable once the server answers again."""
+    url = own_server.url()
+    with make(url) as leader, make(url) as router:
+        elsewhere = leader.route(np.ones(DIM)).id
+        leader.flush()
+        router.flush()
+
+        async def gives_up(id: int) -> None:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await router.afeedback(id, 1.0, sync=True)
+
+        async def serve() -> list[int]:
+            with own_server.hung():
+                ids = [(await router.aroute(np.ones(DIM))).id for _ in range(5)]
+                ticks = asyncio.create_task(count())
+                await asyncio.gather(*map(gives_up, (*ids, elsewhere)))
+                ticks.cancel()
+                assert ticked[0] > 20
+            d = await router.aroute(np.ones(DIM))
+            assert await router.afeedback(d.id, 1.0, sync=True)
+            assert not await router.afeedback(elsewhere + 9, 1.0)  # behind the read that had begun, which went on
+            return [*ids, elsewhere, d.id]
+
+        async def count() -> None:
+            while True:
+                await asyncio.sleep(1e-3)
+                ticked[0] += 1
+
+        ticked = [0]
+        given = asyncio.run(serve())
+        assert router.stats()["engine"]["store"]["dropped"] == 0
+    with open_store(url) as store:
+        assert {row.id for row, reward in store.decisions() if reward == 1.0} == set(given)
 
 
 def test_an_engine_has_none_of_it() -> None:

@@ -133,6 +133,7 @@ def test_the_application_of_the_page_routes_learns_and_reports(tmp_path: Path, m
             found.append(await call("POST", "/feedback", {"id": decision["id"], "reward": 2.0}))
             found.append(await call("POST", "/route", {"x": [1.0]}))
             found.append(await call("POST", "/feedback", {"id": "77", "reward": 1.0}))
+            found.append(await call("POST", "/feedback", {"id": "seven", "reward": 1.0}))
             found.append(await call("GET", "/health"))
             metrics = (await call("GET", "/metrics"))[1]
             assert f'sona_learned_total{{worker="{os.getpid()}"}} 1.0' in metrics
@@ -146,10 +147,10 @@ def test_the_application_of_the_page_routes_learns_and_reports(tmp_path: Path, m
                 assert (await call("GET", "/health"))[0] == 200
 
     asyncio.run(serve())
-    assert [status for status, _ in found] == [200, 422, 422, 404, 200, 503]
+    assert [status for status, _ in found] == [200, 422, 422, 404, 422, 200, 503]
     assert found[0][1]["durable"] is True
-    assert found[4][1]["leading"] is True
-    assert "the disk is full" in found[5][1]["detail"]
+    assert found[5][1]["leading"] is True
+    assert "the disk is full" in found[6][1]["detail"]
     with open_store(tmp_path / "s.db") as store:
         assert [reward for _, reward in store.decisions()] == [0.0]  # the last one, after the disk had room again
 
