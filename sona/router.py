@@ -414,7 +414,6 @@ class Router:
         return accepted
 
     def _rewarded(self, id: int, unit: float, source: str | None) -> bool:
-        self._check_open()
         accepted = self._learn(id, unit, source)
         self.engine._rewarded()
         return accepted
