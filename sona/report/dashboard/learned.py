@@ -19,8 +19,8 @@ Array = npt.NDArray[Any]
 
 DRAWN = 2000  # patterns on the map
 LISTED = 20  # patterns in the table
-NODES = 90  # of the memory that are drawn
-AROUND = 2  # neighbours drawn beside each node that a dream visited
+NODES = 200  # of the memory that are drawn
+AROUND = 3  # neighbours drawn beside each node that a dream visited
 TEXT = 80  # characters of what a user put in
 
 

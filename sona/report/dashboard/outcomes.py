@@ -29,7 +29,7 @@ def outcomes(store: Store, newest: int) -> dict[str, Any]:
     Regret against a model is what it would have earned and the served choices did not. Where the arms differ, the guard draws, so that
     w = P(frozen chooses this arm) / P(it was served) times the reward is an unbiased estimate; (w - 1)(r - mean) of each reward, added up,
     is the regret, with less noise than w r - r because w - 1 is 0 on average. Where nothing was drawn there is no estimate, and the reason
-    is given: see `sona.metrics.offpolicy`.
+    is given: see `sona.metrics.offpolicy`. Rewards of a time without a guard count as if the models had agreed.
     """
     rows = list(store.outcomes(newest))
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
@@ -75,7 +75,10 @@ def _regret(time: Array, reward: Array, propensity: Array, proposals: tuple[byte
     if not len(reward):
         return nothing
     packed = b"".join(each[: _PROPOSALS.itemsize].ljust(_PROPOSALS.itemsize, b"\0") for each in proposals)
-    chance = np.clip(np.frombuffer(packed, _PROPOSALS)["chance"][:, 1].astype(np.float64), 0.0, 1.0)
+    proposed = np.frombuffer(packed, _PROPOSALS)
+    if not ((proposed["own"] == 1) & (proposed["chance"][:, 1] == 0)).any():  # without a guard the learner's choice stands for it
+        return nothing | {"reason": "the frozen model never chose another arm than the learner, or the router has no guard"}
+    chance = np.clip(proposed["chance"][:, 1].astype(np.float64), 0.0, 1.0)
     low, high = min(float(reward.min()), 0.0), max(float(reward.max()), 1.0)
     try:
         estimate = snips(reward, propensity, chance, reward_range=(low, high))

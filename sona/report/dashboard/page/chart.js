@@ -24,7 +24,7 @@ function times(low, high, about) {
   for (let at = Math.ceil((low - shift) / step) * step + shift; at <= high; at += step) ticks.push(at);
   const options = step >= 86400 ? { month: "short", day: "numeric" } : step >= 60 ? { hour: "2-digit", minute: "2-digit" }
     : { hour: "2-digit", minute: "2-digit", second: "2-digit" };
-  const format = new Intl.DateTimeFormat(undefined, options);
+  const format = new Intl.DateTimeFormat(undefined, { ...options, hour12: false });
   return ticks.map((at) => [at, format.format(new Date(at * 1000))]);
 }
 
@@ -86,7 +86,7 @@ export function lines({ title, series, marks = [], isTime, low, high, zero = fal
     const x = (value) => MARGIN.left + (right > left ? (value - left) / (right - left) : 0.5) * inner;
     const y = (value) => MARGIN.top + (1 - (value - bottom) / (top - bottom)) * (HEIGHT - MARGIN.top - MARGIN.bottom);
     const ground = HEIGHT - MARGIN.bottom;
-    const yTicks = nice(bottom, top, 4), about = Math.max(2, Math.floor(width / 110));
+    const yTicks = nice(bottom, top, 4), about = Math.max(2, Math.floor(width / 90));
     const xTicks = isTime ? times(left, right, about) : nice(left, right, about).map((at) => [at, short(at)]);
     const grid = yTicks.map((at) => [
       svg("line", { class: zero && at === 0 ? "zero" : "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(at), y2: y(at) }),
@@ -132,13 +132,13 @@ export function legend(entries) {
 // bars: [{name, value, words}]
 export function bars({ title, bars: given }) {
   return responsive((width) => {
-    const height = 150, ground = height - 34, most = Math.max(...given.map((bar) => bar.value), 1);
-    const slot = width / given.length, turned = slot < 46;
+    const slot = width / given.length, turned = slot < 58, ground = 116, height = ground + (turned ? 50 : 26);
+    const most = Math.max(...given.map((bar) => bar.value), 1);
     const places = given.map((bar, at) => ({ x: (at + 0.5) * slot, y: ground - (bar.value / most) * (ground - 12), words: bar.words }));
     const rule = svg("rect", { class: "chosen", y: 2, height: ground, width: slot, x: -slot * 2 });
     const drawn = given.map((bar, at) => [
       svg("rect", { class: "bar", x: at * slot + slot * 0.12, width: slot * 0.76, y: places[at].y, height: Math.max(ground - places[at].y, bar.value ? 1 : 0) }),
-      svg("text", turned ? { class: "tick", transform: `translate(${places[at].x + 3} ${ground + 8}) rotate(40)` }
+      svg("text", turned ? { class: "tick", transform: `translate(${places[at].x + 3} ${ground + 8}) rotate(60)` }
         : { class: "tick", x: places[at].x, y: ground + 16, "text-anchor": "middle" }, bar.name),
     ]);
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${title}. Arrow keys read its values.` },

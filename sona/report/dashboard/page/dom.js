@@ -66,11 +66,11 @@ export function bytes(value) {
 export function span(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60], ["s", 1], ["ms", 1e-3], ["µs", 1e-6]]) {
-    if (seconds >= length * (unit === "d" || unit === "h" || unit === "min" ? 1.5 : 0.9995)) return `${figure(seconds / length, 3)} ${unit}`;
+    if (seconds >= length * 0.9995) return `${figure(seconds / length, 3)} ${unit}`;
   }
   return `${figure(seconds * 1e9, 3)} ns`;
 }
 
-const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium", hour12: false });
 export const when = (seconds) => moment.format(new Date(seconds * 1000));
 export const ago = (seconds) => `${span(Math.max(Date.now() / 1000 - seconds, 0))} ago`;

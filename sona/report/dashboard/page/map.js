@@ -28,27 +28,30 @@ export function scatter(title, points, words) {
   });
 }
 
-// Springs and repulsion (Fruchterman and Reingold), from places on a spiral, so that the same graph lies the same way each time.
+// Springs and repulsion (Fruchterman and Reingold), from places on a spiral, so that the same graph lies the same way each time. A spring
+// of a node with many is weaker, so that what is densely joined does not shrink to a dot.
 export function layout(nodes, edges) {
   const n = nodes.length, at = new Map(nodes.map((node, i) => [node.id, i]));
-  const x = new Float64Array(n), y = new Float64Array(n);
+  const x = new Float64Array(n), y = new Float64Array(n), degree = new Float64Array(n);
   for (let i = 0; i < n; i++) {
     x[i] = Math.sqrt((i + 0.5) / n) * Math.cos(2.39996 * i);
     y[i] = Math.sqrt((i + 0.5) / n) * Math.sin(2.39996 * i);
   }
   const springs = edges.map((edge) => [at.get(edge.from), at.get(edge.to), edge.weight]);
-  const ideal = 1.6 / Math.sqrt(n || 1), rounds = 160;
+  for (const [i, j] of springs) { degree[i]++; degree[j]++; }
+  const ideal = 1.2 / Math.sqrt(n || 1), rounds = 240;
   for (let round = 0; round < rounds; round++) {
-    const dx = new Float64Array(n), dy = new Float64Array(n), heat = 0.12 * (1 - round / rounds);
+    const dx = new Float64Array(n), dy = new Float64Array(n), heat = 0.1 * (1 - round / rounds);
     for (let i = 0; i < n; i++) {
       for (let j = i + 1; j < n; j++) {
         const a = x[i] - x[j], b = y[i] - y[j], force = (ideal * ideal) / (a * a + b * b + 1e-6);
         dx[i] += a * force; dy[i] += b * force; dx[j] -= a * force; dy[j] -= b * force;
       }
-      dx[i] -= x[i] * 0.08; dy[i] -= y[i] * 0.08;
+      const pull = 1.6 * ideal * Math.hypot(x[i], y[i]);
+      dx[i] -= x[i] * (0.25 + pull); dy[i] -= y[i] * (0.25 + pull);
     }
     for (const [i, j, weight] of springs) {
-      const a = x[i] - x[j], b = y[i] - y[j], force = (Math.hypot(a, b) / ideal) * weight * 0.6;
+      const a = x[i] - x[j], b = y[i] - y[j], force = ((Math.hypot(a, b) / ideal) * weight * 1.5) / Math.sqrt(degree[i] * degree[j]);
       dx[i] -= a * force; dy[i] -= b * force; dx[j] += a * force; dy[j] += b * force;
     }
     for (let i = 0; i < n; i++) {

@@ -96,7 +96,7 @@ function arms() {
   if (!data) return;
   if (!data.arms.listed.length) return put("arms", note("No rewards of decisions yet."));
   put("arms", table(`Of the newest ${count(data.count)} rewards of decisions`, [["Arm", (a) => a.arm, "text"], ["Chosen", (a) => count(a.count), "n"],
-    ["Share", (a) => [share(a.count / data.count), `${figure((100 * a.count) / data.count, 2)} %`], "n"],
+    ["Share", (a) => [share(a.count / data.count), el("span", { class: "percent" }, `${figure((100 * a.count) / data.count, 2)} %`)], "n"],
     ["Mean reward", (a) => `${figure(a.mean)}${a.error === null ? "" : ` ± ${figure(1.96 * a.error, 2)}`}`, "n"]], data.arms.listed),
   data.arms.more ? note(`and ${count(data.arms.more)} more`) : null);
 }
@@ -139,15 +139,30 @@ function patterns() {
         ["Verdicts", verdicts, "text"]], data.listed)));
 }
 
+const MANY = { pattern: "patterns", memory: "memories", episode: "episodes", similarity: "similarities", coactivation: "co-activations" };
+
+// The nodes of a dream, what they are joined to, and the edges among all these.
+function around(data, dream) {
+  const visited = new Set(dream.nodes), near = new Set(visited);
+  for (const edge of data.edges) {
+    if (visited.has(edge.from)) near.add(edge.to);
+    if (visited.has(edge.to)) near.add(edge.from);
+  }
+  return { nodes: data.nodes.filter((node) => near.has(node.id)), edges: data.edges.filter((edge) => near.has(edge.from) && near.has(edge.to)) };
+}
+
 function memory() {
   const data = parts.memory;
   if (!data) return;
   if (data.damage) return put("memory", note(data.damage, "bad"));
   if (!data.history.length && !data.nodes.length) return put("memory", note("No memory yet: the deep loop tends it."));
-  const { nodes = {}, edges = {} } = data.counts, list = (counts) => Object.entries(counts).map(([kind, n]) => `${count(n)} ${kind}`).join(", ");
+  const { nodes = {}, edges = {} } = data.counts, list = (counts) => Object.entries(counts).map(([kind, n]) => `${count(n)} ${n === 1 ? kind : MANY[kind] ?? kind}`).join(", ");
   dreamed = Math.min(dreamed, Math.max(data.dreams.length - 1, 0));
   const stage = el("div", {});
-  const show = () => stage.replaceChildren(graph(`${data.nodes.length} nodes of the memory`, data, data.dreams[dreamed] ?? null));
+  const show = () => {
+    const dream = data.dreams[dreamed] ?? null, some = dream ? around(data, dream) : data;
+    stage.replaceChildren(graph(`${some.nodes.length} nodes of the memory`, some, dream));
+  };
   const pick = data.dreams.length ? el("label", {}, "Dream ", el("select", { onchange: (event) => { dreamed = Number(event.target.value); show(); } },
     data.dreams.map((dream, i) => el("option", { value: i, selected: i === dreamed },
       `${i + 1}: ${dream.nodes.length} steps, ${dream.proposals.length} proposed, density ${figure(dream.density, 2)}, Φ ${figure(dream.phi, 2)}`)))) : null;
@@ -155,7 +170,7 @@ function memory() {
   const ran = data.history.filter((h) => h.density !== null);
   const line = (name, className) => ({ name, className, points: ran.map((h) => ({ x: h.cycle, y: h[name],
     words: `cycle ${h.cycle}, ${when(h.at)}: density ${figure(h.density, 2)}, coherence ${figure(h.coherence, 2)}, Φ ${figure(h.phi, 2)} bits; ${h.passed} of ${h.dreams} dreams passed` })) });
-  put("memory", note(`${list(nodes)} nodes; edges: ${list(edges)}. Drawn: ${data.dreams.length ? "what the last dreams visited and what is around it" : "the strongest"}.`), pick, stage,
+  put("memory", note(`${list(nodes)}; edges: ${list(edges)}. Drawn: ${data.dreams.length ? "what a dream of the last cycle visited, and what is around it" : "the strongest"}.`), pick, stage,
     el("ul", { class: "legend" }, ["pattern", "memory", "episode"].map((kind) => el("li", {}, shape(kind), kind)),
       [["edge similarity", "similarity"], ["edge coactivation", "used together"], ["edge creative", "from a dream"], ["path", "path of the dream"], ["proposed", "proposed"]].map(([className, text]) =>
         el("li", {}, svg("svg", { viewBox: "0 0 22 12", width: 22, height: 12, "aria-hidden": "true" }, svg("line", { class: className, x1: 1, x2: 21, y1: 6, y2: 6 })), text))),
@@ -183,7 +198,8 @@ function processes() {
   const data = parts.processes;
   if (!data) return;
   if (!data.processes.length) return put("processes", el("h3", {}, "Processes"),
-    note("Latencies and drops are known to the processes that serve: sona dashboard STORE --metrics http://127.0.0.1:PORT/metrics shows them."));
+    el("p", { class: "quiet" }, "How long a request takes, and what was dropped, the processes that serve know: ",
+      el("code", {}, "sona dashboard STORE --metrics http://127.0.0.1:PORT/metrics"), " shows it."));
   put("processes", data.processes.map((process) => [el("h3", {}, process.url), process.error ? note(process.error, "bad") : [
     process.histograms.map((h) => {
       const kept = h.bars.filter(([upper, n], i) => n > 0 || (i > 0 && h.bars[i - 1][1] > 0) || h.bars[i + 1]?.[1] > 0), total = h.bars.reduce((sum, [, n]) => sum + n, 0);
