@@ -93,7 +93,7 @@ class Overview(Namespace):
                     f" WHERE f.ns = ? AND f.seq >= ? AND f.seq < ? AND {self._counts()} ORDER BY f.seq",
                     (self._ns, start, start + PIECE),
                 ).fetchall()
-            yield from (Outcome(*row) for row in rows)
+            yield from map(Outcome._make, rows)
 
     def qualities(self, newest: int) -> list[tuple[float, float]]:
         """(time, quality) of the newest `newest` trajectories that have one, oldest first."""

@@ -102,7 +102,7 @@ class Board:
         Parameters
         ----------
         newest : int
-            Rewards that it is made of, for "overview", "rewards" and "outcomes"; 1 to 1 000 000.
+            Rewards that it is made of, for "rewards" and "outcomes"; 1 to 1 000 000.
         """
         if part not in PARTS:
             raise SonaValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
@@ -111,7 +111,7 @@ class Board:
         if part == "processes":
             return {"tag": "", "processes": [endpoint.read() for endpoint in self._endpoints]}
         make: Callable[[int], dict[str, Any]] = getattr(self, f"_{part}")
-        key = (part, newest if part in ("overview", "rewards", "outcomes") else 0)
+        key = (part, newest if part in ("rewards", "outcomes") else 0)
         with self._locks[part]:
             tag = self.tags()[part]
             if key not in self._cache or self._cache[key][0] != tag:
@@ -121,8 +121,6 @@ class Board:
     def _overview(self, newest: int) -> dict[str, Any]:
         store, name = self._store, self.name
         arms = store.latest_arms()
-        series = store.reward_series(newest, 1)
-        asked = store.asked(name)
         return {
             "path": store.path,
             "namespace": self.namespace,
@@ -130,13 +128,11 @@ class Board:
             "names": learners(store),
             "decisions": store.count(),
             "rewards": store.last_seq(),
-            "mean": series[0].total / series[0].rewards if series else None,
-            "counted": series[0].rewards if series else 0,
             "pruned": store.pruned_decisions,
             "arms": 0 if arms is None else sum(listed != "null" for listed in arms[1]),
             "bytes": store.bytes(),
             "published": store.published(name),
-            "asked": asked,
+            "asked": store.asked(name),
             **self._state(),
         }
 
@@ -167,7 +163,7 @@ class Board:
                 {"count": n, "mean": total / n, "error": _error(n, total, squares), "from": first, "to": last}
                 for n, total, squares, first, last in series
             ],
-            "trajectories": self._trajectories(newest),
+            "trajectories": [] if series else self._trajectories(newest),
         }
 
     def _trajectories(self, newest: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from sona.loops import memory as kept_memory
 from sona.loops import patterns as kept_patterns
 from sona.loops.journal import Arrays, decode_state
 from sona.memory.kinds import EdgeKind, NodeKind
+from sona.patterns.clusters import one_thread
 from sona.store import Store
 
 Array = npt.NDArray[Any]
@@ -67,7 +68,8 @@ def plane(x: Array) -> tuple[Array, float]:
     The direction in which a component points is that of its largest part, so that a map does not flip from cycle to cycle.
     """
     middle = x - x.mean(axis=0) if len(x) else x
-    values, axes = np.linalg.eigh(middle.T @ middle)
+    with one_thread():
+        values, axes = np.linalg.eigh(middle.T @ middle)
     axes = axes[:, ::-1][:, :2]
     axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])] < 0, -1, 1)
     at = np.zeros((len(x), 2))

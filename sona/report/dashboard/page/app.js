@@ -112,7 +112,7 @@ async function begin() {
   listen(hear);
 }
 
-newest.addEventListener("change", async () => { for (const part of ["overview", "rewards", "outcomes"]) await load(part); });
+newest.addEventListener("change", async () => { for (const part of ["rewards", "outcomes"]) await load(part); });
 along.addEventListener("change", () => draw(null, null, context()));
 document.addEventListener("visibilitychange", refresh);
 begin();

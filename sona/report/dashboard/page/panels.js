@@ -14,13 +14,13 @@ function tile(name, value, about, className = "") {
 function tiles() {
   const o = parts.overview, frozen = parts.outcomes?.regret?.frozen;
   if (!o) return;
-  const last = o.alarm_times.at(-1), qualities = parts.rewards?.trajectories ?? [];
-  const quality = qualities.reduce((sum, each) => sum + each.mean * each.count, 0) / qualities.reduce((sum, each) => sum + each.count, 0);
+  const last = o.alarm_times.at(-1), given = parts.rewards?.rewards ?? [], qualities = parts.rewards?.trajectories ?? [];
+  const sum = (each) => each.reduce((all, { count: n }) => all + n, 0), mean = (each) => each.reduce((all, { mean: m, count: n }) => all + m * n, 0) / sum(each);
   put("tiles",
     tile("Decisions", count(o.decisions), `${count(o.arms)} arm${o.arms === 1 ? "" : "s"}, ${bytes(o.bytes)}`),
     tile("Rewards", count(o.rewards), o.pruned ? `${count(o.pruned)} decisions pruned` : null),
-    o.mean === null && qualities.length ? tile("Mean quality", figure(quality), "of trajectories") :
-      tile("Mean reward", figure(o.mean), o.mean === null ? "no rewards yet" : `of the newest ${count(o.counted)}`),
+    qualities.length ? tile("Mean quality", figure(mean(qualities)), `of the newest ${count(sum(qualities))} trajectories`) :
+      given.length ? tile("Mean reward", figure(mean(given)), `of the newest ${count(sum(given))}`) : tile("Mean reward", "–", "no rewards yet"),
     tile("Against the frozen model", frozen ? signed(frozen.served - frozen.value, 2) : "–",
       frozen ? `frozen ${figure(frozen.value)}, 95 %: ${figure(frozen.low)} to ${figure(frozen.high)}` : "a reward, estimated"),
     tile("Served", o.published === null ? (o.state ? "learned" : "–") : `version ${o.published}`,
