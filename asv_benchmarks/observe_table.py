@@ -3,8 +3,8 @@
     python asv_benchmarks/observe_table.py [--rounds 30] [--json FILE]
 
 A request is `route` and `feedback` at 64 numbers and 8 arms with a store: with the log at info as JSON and without it, 500 in turns. A
-piece of work that does nothing is run bare, counted, and with a span of OpenTelemetry's SDK that goes to an exporter in memory. Medians over
-the rounds, and of ratios within a round; time is processor time of the thread.
+piece of work that does nothing is run bare, counted, and with a span of OpenTelemetry's SDK that goes to an exporter in memory. Medians
+over the rounds, and of ratios within a round; time is processor time of the thread.
 """
 
 from __future__ import annotations

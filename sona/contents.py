@@ -146,6 +146,20 @@ def dream(
         return result, memory, patterns.current()
 
 
+def only_learner(path: str | os.PathLike[str], namespace: str = "default") -> str:
+    """
+    Name of the one engine or router whose state a namespace keeps; "default" where there is none, or where there are several.
+
+    Raises
+    ------
+    SonaStoreError
+        No such store or namespace.
+    """
+    with _opened(path, namespace) as store:
+        names = learners(store)
+    return names[0] if len(names) == 1 else "default"
+
+
 def _lead(store: Store, namespace: str, instead: str) -> None:
     if not store.try_lease():
         raise SonaStoreError(f"{store.path}: a process learns for namespace {namespace!r}; call {instead} there")

@@ -446,9 +446,17 @@ def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pyte
         serve(router)
         router.engine.publish(router.engine._service.versions.add(version(1)))
         serve(router, 10)
+        assert main(["rollback", str(path), "2"]) == 0  # what was learned until then
+        assert "served by the process that learns" in capsys.readouterr().out
+        assert router.engine.journal is not None
+        router.engine.journal.poll()
+        router.tick()
+        assert [v.number for v in router.engine.versions() if v.published] == [2]
+        assert main(["rollback", str(path), "77"]) == 1
+        assert "version: expected one of" in capsys.readouterr().err
+        router.engine.publish(1)
+        serve(router, 10)
         learned = served(router)
-        assert main(["rollback", str(path), "1"]) == 1
-        assert "a process learns" in capsys.readouterr().err
         assert main(["versions", str(path)]) == 0
         assert capsys.readouterr().out.splitlines()[0].startswith(f"* default@1-{factors(1).digest}  undecided  because 1")
     assert main(["rollback", str(path), "1", "--json"]) == 0
@@ -462,13 +470,25 @@ def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pyte
         (1, "undecided", True),
         (2, "served", False),
         (3, "served", False),
+        (4, "served", False),
     ]
-    assert listed[2]["parent"] == 1
-    assert main(["rollback", str(path), listed[2]["id"]]) == 0
+    assert listed[3]["parent"] == 1
+    assert main(["rollback", str(path), listed[3]["id"]]) == 0
     assert "is served from the next start on" in capsys.readouterr().out
     with make_router(path) as router:
         assert served(router) == learned
-        assert [v.number for v in router.engine.versions() if v.published] == [3]
+        assert [v.number for v in router.engine.versions() if v.published] == [4]
+
+
+def test_the_command_line_takes_the_one_learner_there_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with make_router(path, name="faq") as router:
+        serve(router)
+        router.engine.keep_version("by hand")
+    assert main(["versions", str(path)]) == 0
+    assert capsys.readouterr().out.endswith("served  by hand\n")
+    assert main(["rollback", str(path), "1"]) == 0
+    assert main(["versions", str(path), "--name", "other"]) == 0
+    assert capsys.readouterr().out.endswith("no versions\n")
 
 
 def test_the_command_line_inspects(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,15 @@ if TYPE_CHECKING:
 def versioned(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="a file or a URL")
     parser.add_argument("--namespace", default="default", metavar="NAME", help="of the store (default: default)")
-    parser.add_argument("--name", default="default", metavar="NAME", help="of the engine or router (default: default)")
+    parser.add_argument("--name", metavar="NAME", help="of the engine or router (default: the one that is there, or default)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def learner(arguments: argparse.Namespace) -> str:
+    """The name that was given, or that of the one learner of the store."""
+    from sona.contents import only_learner
+
+    return arguments.name if arguments.name is not None else only_learner(arguments.store, arguments.namespace)
 
 
 def common(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from sona.cli.arguments import versioned, whole
+from sona.cli.arguments import learner, versioned, whole
 
 if TYPE_CHECKING:
     from sona.cli.arguments import Commands
@@ -36,7 +36,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
     from sona.report.dashboard import Dashboard
 
     dashboard = Dashboard(
-        arguments.store, namespace=arguments.namespace, name=arguments.name, port=arguments.port, metrics=arguments.metrics
+        arguments.store, namespace=arguments.namespace, name=learner(arguments), port=arguments.port, metrics=arguments.metrics
     )
     try:
         text = json.dumps({"url": dashboard.url}) if arguments.json else f"{dashboard.url}\nCtrl-C ends it"

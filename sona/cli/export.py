@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sona.cli.arguments import share, versioned
+from sona.cli.arguments import learner, share, versioned
 
 if TYPE_CHECKING:
     from sona.cli.arguments import Commands
@@ -80,7 +80,7 @@ def _adapters(arguments: argparse.Namespace, chosen: list[str]) -> Iterator[dict
     from sona.ext.peft import write_peft
     from sona.ext.stored import corrections
 
-    found = corrections(arguments.store, namespace=arguments.namespace, name=arguments.name, version=arguments.version)
+    found = corrections(arguments.store, namespace=arguments.namespace, name=learner(arguments), version=arguments.version)
     ranks = [len(factors.down) for factors in found.factors]
     content = f"{found.origin}, {len(ranks)} layer{'s' * (len(ranks) != 1)} of rank {max(ranks)}"
     for kind in chosen:
@@ -112,7 +112,7 @@ def _records(arguments: argparse.Namespace, chosen: list[str]) -> Iterator[dict[
             elif kind == "trajectories":
                 count = write_trajectories(store, path)
             elif kind == "patterns":
-                count = write_patterns(store, path, name=arguments.name)
+                count = write_patterns(store, path, name=learner(arguments))
             else:
                 count = write_preferences(store, path, texts=texts, similarity=arguments.similarity)
             yield {"kind": kind, "path": path, "content": f"{count} rows"}

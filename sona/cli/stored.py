@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sona.cli.arguments import seconds, versioned, whole
+from sona.cli.arguments import learner, seconds, versioned, whole
 
 if TYPE_CHECKING:
     from sona.cli.arguments import Commands
@@ -21,9 +21,10 @@ def add_versions(commands: Commands) -> None:
 def add_rollback(commands: Commands) -> None:
     rollback = commands.add_parser(
         "rollback",
-        help="serve a version of a store again, from the next start on",
-        description="Puts the correction of a kept version into the stored state. What was served until now is kept as a version, so this "
-        "can be undone. Refused while a process learns for the store: call engine.rollback() there.",
+        help="serve a version of a store again",
+        description="Puts the corrections of a kept version into the stored state; they are served from the next start on. Where a process "
+        "learns for the store, that is asked instead, and serves them at its next reward or tick. What was served until now is kept as a "
+        "version, so this can be undone.",
     )
     versioned(rollback)
     rollback.add_argument("version", metavar="VERSION", help="number or id, as `sona versions` prints them")
@@ -55,7 +56,7 @@ def _versions(arguments: argparse.Namespace) -> int:
     from sona.report import as_json
     from sona.report.table import one_line
 
-    found = versions_of(arguments.store, arguments.namespace, arguments.name)
+    found = versions_of(arguments.store, arguments.namespace, learner(arguments))
     if arguments.json:
         print(as_json({"versions": [version.as_dict() for version in found]}))
         return 0
@@ -67,11 +68,16 @@ def _versions(arguments: argparse.Namespace) -> int:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from sona.contents import roll_back
+    from sona.contents import ask_rollback
     from sona.report import as_json
 
-    version = roll_back(arguments.store, arguments.version, arguments.namespace, arguments.name)
-    print(as_json(version.as_dict()) if arguments.json else f"{version.id} is served from the next start on")
+    version, served = ask_rollback(arguments.store, arguments.version, arguments.namespace, learner(arguments))
+    if arguments.json:
+        print(as_json(version.as_dict()))
+    elif served:
+        print(f"{version.id} is served from the next start on")
+    else:
+        print(f"{version.id} is served by the process that learns, from its next reward or tick on; sona versions marks it then")
     return 0
 
 
@@ -89,7 +95,7 @@ def _dream(arguments: argparse.Namespace) -> int:
     config = DeepLoopConfig(dreams_per_cycle=arguments.dreams, seed=arguments.seed)
     with Progress(len(STAGES), redraw=0.0) as progress:  # few stages, each is shown
         result, memory, patterns = dream(
-            arguments.store, config, arguments.namespace, arguments.name, duration=arguments.duration, progress=progress.update
+            arguments.store, config, arguments.namespace, learner(arguments), duration=arguments.duration, progress=progress.update
         )
     drawn = [] if arguments.out is None else draw_deep(arguments.out, result, memory, patterns)
     report = deep_report(result, memory, drawn)
