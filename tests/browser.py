@@ -50,6 +50,7 @@ class Browser:
     def open(self, url: str) -> None:
         """Load it, and wait until every part has been drawn."""
         self.driver.get("about:blank")
+        self.problems()  # of the page before, whose server may be gone
         self.driver.get(url)
         self.until("document.documentElement.dataset.loaded")
 

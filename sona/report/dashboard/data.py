@@ -24,6 +24,7 @@ from sona.store import open_store
 from sona.store.open import namespaces_of, shown
 
 BUCKETS = 120  # points of a line
+LEAST = 25  # rewards of a point: fewer, and one sees noise
 NEWEST = 1_000_000  # rewards that can be asked for at most
 TRAJECTORIES = 10_000  # whose qualities are read
 PATIENCE = 3.0  # s that a process that learns has for a wish before somebody else looks whether there still is one
@@ -157,7 +158,7 @@ class Board:
             return nothing | {"damage": f"state {self.name!r}: {error}"}
 
     def _rewards(self, newest: int) -> dict[str, Any]:
-        series = self._store.reward_series(newest, BUCKETS)
+        series = self._store.reward_series(newest, min(BUCKETS, max(min(newest, self._store.last_seq()) // LEAST, 1)))
         return {
             "rewards": [
                 {"count": n, "mean": total / n, "error": _error(n, total, squares), "from": first, "to": last}

@@ -87,7 +87,7 @@ export function lines({ title, series, marks = [], isTime, low, high, zero = fal
     const y = (value) => MARGIN.top + (1 - (value - bottom) / (top - bottom)) * (HEIGHT - MARGIN.top - MARGIN.bottom);
     const ground = HEIGHT - MARGIN.bottom;
     const yTicks = nice(bottom, top, 4), about = Math.max(2, Math.floor(width / 90));
-    const xTicks = isTime ? times(left, right, about) : nice(left, right, about).map((at) => [at, short(at)]);
+    const xTicks = isTime ? times(left, right, about) : nice(left, right, about).filter(Number.isInteger).map((at) => [at, short(at)]);
     const grid = yTicks.map((at) => [
       svg("line", { class: zero && at === 0 ? "zero" : "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(at), y2: y(at) }),
       svg("text", { class: "tick", x: MARGIN.left - 6, y: y(at) + 4, "text-anchor": "end" }, format(at)),
@@ -132,7 +132,7 @@ export function legend(entries) {
 // bars: [{name, value, words}]
 export function bars({ title, bars: given }) {
   return responsive((width) => {
-    const slot = width / given.length, turned = slot < 58, ground = 116, height = ground + (turned ? 50 : 26);
+    const slot = width / given.length, turned = slot < 58, ground = 116, height = ground + (turned ? 58 : 26);
     const most = Math.max(...given.map((bar) => bar.value), 1);
     const places = given.map((bar, at) => ({ x: (at + 0.5) * slot, y: ground - (bar.value / most) * (ground - 12), words: bar.words }));
     const rule = svg("rect", { class: "chosen", y: 2, height: ground, width: slot, x: -slot * 2 });

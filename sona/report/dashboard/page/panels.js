@@ -22,7 +22,7 @@ function tiles() {
     qualities.length ? tile("Mean quality", figure(mean(qualities)), `of the newest ${count(sum(qualities))} trajectories`) :
       given.length ? tile("Mean reward", figure(mean(given)), `of the newest ${count(sum(given))}`) : tile("Mean reward", "–", "no rewards yet"),
     tile("Against the frozen model", frozen ? signed(frozen.served - frozen.value, 2) : "–",
-      frozen ? `frozen ${figure(frozen.value)}, 95 %: ${figure(frozen.low)} to ${figure(frozen.high)}` : "a reward, estimated"),
+      frozen ? `frozen ${figure(frozen.value)}, 95 %: ${figure(frozen.low)} to ${figure(frozen.high)}` : "not estimated"),
     tile("Served", o.published === null ? (o.state ? "learned" : "–") : `version ${o.published}`,
       o.asked > 0 ? `version ${o.asked} is asked for` : o.trial === null ? (o.published === null ? null : "and what was learned since") : `version ${o.trial} is on trial`),
     tile("Drift alarms", o.alarms === null ? "–" : count(o.alarms), last ? `last ${ago(last)}` : o.alarms === null ? "not watched" : "none",
@@ -64,7 +64,7 @@ function rewards(along) {
   });
   const where = placed(given, along);
   const values = given.map((each) => each.mean), fits = Math.min(...values) >= 0 && Math.max(...values) <= 1;
-  const flags = marks().map((mark) => ({ ...mark, x: where(mark.time) }));
+  const flags = marks().filter(({ time }) => time >= given[0].from && time <= given.at(-1).to).map((mark) => ({ ...mark, x: where(mark.time) }));
   put("rewards",
     lines({ title: `Mean ${what}`, series: [{ name: what, className: "s1", points: line(given) }], marks: flags, isTime: along === "time", ...(fits ? { low: 0, high: 1 } : {}) }),
     legend([["s1", `mean ${what}, 95 % band`], ...(flags.some((f) => f.className === "accepted") ? [["flag accepted", "accepted by the gate"]] : []),
