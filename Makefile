@@ -7,12 +7,13 @@ STAMP := $(VENV)/.installed
 COMMA := ,
 JOBS ?= 2
 
-.PHONY: help install install-dev demo test lint docs check-all bench bench-learning asv-compare clean
+.PHONY: help install install-dev demo test lint docs wheel check-all bench bench-learning asv-compare clean
 
 help:
 	@echo "make demo            install into .venv and stream real data through a Router"
 	@echo "make test            lint, types, C tests, Python tests with coverage"
 	@echo "make docs            the site, in build/site; a warning is an error"
+	@echo "make wheel           dist/: source archive and wheel, tested from an environment of its own"
 	@echo "make check-all       test, sanitizers, slow tests, proofs, FUZZ_SECONDS=600 of fuzzing a target: hours"
 	@echo "make bench           kernels, ring, router: the table of the README"
 	@echo "make bench-learning  regret against frozen and swept peers"
@@ -65,6 +66,15 @@ docs: install-dev
 test: lint docs
 	$(MAKE) -C csrc/tests check
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered -m "not slow"
+
+# From the source archive, so that nothing of this directory gets in.
+wheel: install-dev
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir dist . > $(VENV)/wheel.log 2>&1 || (tail -n 40 $(VENV)/wheel.log; exit 1)
+	$(BIN)/python -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl pytest hypothesis
+	PYTHON=$(CURDIR)/build/wheel/bin/python tests/wheel.sh
+	@ls -l dist
 
 FUZZ_SECONDS ?= 600
 

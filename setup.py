@@ -15,7 +15,8 @@ from setuptools.command.build_py import build_py
 
 C_FLAGS = ["-O3", "-std=c11", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
 C_FLAGS += ["-falign-functions=64"]  # times do not depend on what stands before a function
-C_FLAGS += os.environ.get("SONA_CFLAGS", "").split()  # sanitizers and coverage
+# Debug information is five sixths of a wheel, and Python asks for it; SONA_CFLAGS come after, for sanitizers, coverage and debuggers.
+LAST_FLAGS = ["-g0", *os.environ.get("SONA_CFLAGS", "").split()]
 LINK_FLAGS = os.environ.get("SONA_LDFLAGS", "").split() + ([] if sys.platform == "darwin" else ["-lm"])
 SOURCES = sorted(glob("csrc/src/*.c"))
 HEADERS = sorted(glob("csrc/include/sona/*.h") + glob("csrc/src/*.h"))
@@ -59,7 +60,7 @@ def extension(path):
         include_dirs=["csrc/include", numpy.get_include()],
         depends=HEADERS + SOURCES + glob("sona/**/*.pxd", recursive=True),
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-        extra_compile_args=["-O2", "-std=c11", "-fvisibility=hidden", *os.environ.get("SONA_CFLAGS", "").split()],
+        extra_compile_args=["-O2", "-std=c11", "-fvisibility=hidden", *LAST_FLAGS],
         extra_link_args=LINK_FLAGS,
     )
 
@@ -72,7 +73,7 @@ setup(
             {
                 "sources": SOURCES,
                 "include_dirs": ["csrc/include"],
-                "cflags": C_FLAGS,
+                "cflags": C_FLAGS + LAST_FLAGS,
                 "obj_deps": {"": HEADERS},
             },
         )

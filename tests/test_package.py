@@ -2,10 +2,12 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,26 @@ def test_wheel_has_nothing_else(built: Built) -> None:
     rest = {name for name in built.content - compiled if not name.startswith(("sona/include/", f"sona-{sona.__version__}.dist-info/"))}
     assert rest == {name for name in built.files if name.startswith("sona/")}
     assert not [name for name in built.content if name.endswith((".c", ".cpp", ".o", ".a"))]
+
+
+def test_wheel_has_no_debug_information(built: Built) -> None:
+    """It would be five sixths of it: Python asks for it wherever Python itself was compiled so."""
+    with zipfile.ZipFile(built.wheel) as wheel:
+        compiled = [name for name in built.content if name.endswith(".so")]
+        assert compiled
+        assert [name for name in compiled if b".debug_info" in wheel.read(name)] == []
+
+
+def test_the_wheels_that_are_made_are_for_the_versions_that_are_promised() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    made = [name.removeprefix("cp3").removesuffix("-*") for name in project["tool"]["cibuildwheel"]["build"]]
+    assert project["project"]["requires-python"] == f">=3.{made[0]}"
+    assert made == [str(minor) for minor in range(int(made[0]), int(made[-1]) + 1)]
+    script = (ROOT / "tests/wheel.sh").read_text(encoding="utf-8")
+    named = re.findall(r"test_\w+\.py", script)
+    assert "wheel.sh" in project["tool"]["cibuildwheel"]["test-command"]
+    assert named
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
 
 
 def test_wheel_says_what_it_is(built: Built) -> None:
