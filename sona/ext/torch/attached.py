@@ -67,6 +67,8 @@ class Request:
         return self.attached._learn(self.scores(logp), reward, expected)
 
 
+P0 = 3.0  # of layers with many tokens, whose inputs are scaled in each request: measured, docs/transformers.md
+
 _request: ContextVar[Request | None] = ContextVar("sona_request", default=None)
 _sets: ContextVar[tuple[SonaEngine | None, ...] | None] = ContextVar("sona_sets", default=None)
 
@@ -273,7 +275,7 @@ def attach(
         As of `SonaEngine`.
     config
         Fields of `SonaConfig`, without hidden_dim and num_layers. Where there is more than one token there is no learned constant, and the
-        prior is the identity: bias_input=0 and precondition="identity" are the defaults of hooked layers.
+        prior is the identity: bias_input=0, precondition="identity" and p0=3 are the defaults of hooked layers (docs/transformers.md).
 
     Raises
     ------
@@ -289,6 +291,7 @@ def attach(
         raise SonaTypeError(f"{min(taken)}: expected it from the model, got it as an option")
     if found[0].kind != "pooled":
         config = {"bias_input": 0.0, "precondition": "identity"} | config
+        config["p0"] = P0 if config.get("p0") is None else config["p0"]
         if config["bias_input"] or config["precondition"] != "identity":
             raise SonaValueError(
                 "layers: expected bias_input=0 and precondition='identity' for hooked modules, where requests have many tokens"
