@@ -82,7 +82,7 @@ FUZZ_SECONDS ?= 600
 # It installs torch, transformers and PEFT for the tests of what sona does beside them.
 check-all: test
 	@$(call install_with,models)
-	$(BIN)/python -m pytest tests/test_ext_torch.py
+	$(BIN)/python -m pytest tests/test_ext_torch.py tests/test_ext_torch_forward.py
 	$(MAKE) -C csrc/tests asan tsan
 	$(MAKE) -C csrc/proofs fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
 	for target in trajectory factors state manifest log arms npz csv; do echo $$target; done \

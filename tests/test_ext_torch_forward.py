@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from sona import SonaEngine, SonaTypeError, SonaValueError
-from sona.adapters import Factors, Version
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -234,9 +233,7 @@ def test_versions_come_and_go_under_a_pooled_model_that_serves(tmp_path: Path):
         engine, kept, outputs = attached.engine, [], []
         for seed in (0, 1):
             teach(attached, seed)
-            factors = Factors.of(engine.adapters[0])
-            version = Version(name=engine.name, created=0.0, verdict="accept", reason="made for a test", factors=factors)
-            kept.append(engine._service.versions.add(version))
+            kept.append(engine.keep_version(f"taught {seed}"))
             outputs.append(attached.pooled(y).detach())
         stop, wrong, served = threading.Event(), [], []
 
@@ -257,6 +254,22 @@ def test_versions_come_and_go_under_a_pooled_model_that_serves(tmp_path: Path):
         assert served
         assert not wrong
         torch.testing.assert_close(attached.pooled(y), outputs[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_rollback_brings_every_hooked_layer_back(tmp_path: Path):
+    model = bert()
+    with attach(model, "residual", store=tmp_path / "s.db") as attached:
+        engine, kept, outputs = attached.engine, [], []
+        for seed in (0, 1):
+            teach(attached, seed)
+            kept.append(engine.keep_version())
+            outputs.append(out(model))
+        assert not torch.allclose(*outputs, atol=1e-3)
+        for n in (0, 1, 0):
+            engine.rollback(kept[n])
+            torch.testing.assert_close(out(model), outputs[n], atol=1e-5, rtol=1e-4)
+    with attach(model, "residual", store=tmp_path / "s.db"):
+        torch.testing.assert_close(out(model), outputs[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_request_that_is_recorded_leaves_others_at_their_speed_and_alone():
