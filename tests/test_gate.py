@@ -299,20 +299,20 @@ def share(verdict: str, trials: int, rows: Callable[[np.random.Generator], Rows]
 
 
 def test_a_loss_of_the_tolerance_is_rarely_accepted() -> None:
-    assert share("accept", 60, lambda rng: traffic(rng, 5000, -0.002)) <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
+    assert share("accept", 24, lambda rng: traffic(rng, 5000, -0.002)) <= 0.05 + 2 * (0.05 * 0.95 / 24) ** 0.5
 
 
 def test_a_gain_is_found_and_a_loss_is_found() -> None:
-    assert share("accept", 40, lambda rng: traffic(rng, 6000, 0.03)) >= 0.9
-    assert share("reject", 40, lambda rng: traffic(rng, 6000, -0.03)) >= 0.9
+    assert share("accept", 20, lambda rng: traffic(rng, 6000, 0.03)) >= 0.9
+    assert share("reject", 20, lambda rng: traffic(rng, 6000, -0.03)) >= 0.9
 
 
 def test_a_burst_of_inverted_rewards_decides_nothing() -> None:
     def burst(rng: np.random.Generator) -> Rows:
         return [(p, 1 - r if n < 500 else r) for n, (p, r) in enumerate(traffic(rng, 4000, -0.05))]
 
-    assert share("accept", 40, burst) == 0
-    assert share("accept", 40, burst, n_min=1) > 0.2  # what the minimum is for
+    assert share("accept", 20, burst) == 0
+    assert share("accept", 20, burst, n_min=1) > 0.2  # what the minimum is for
 
 
 @pytest.mark.slow
