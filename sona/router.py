@@ -494,7 +494,11 @@ class Router:
         return self.engine.state_bytes + int(self._policy.bytes) + partner
 
     def stats(self) -> dict[str, Any]:
-        """Counters by name; "drift" holds the alarms (None when switched off), "engine" the engine's counters."""
+        """
+        Counters by name; "drift" holds the alarms (None when switched off), "engine" the engine's counters, "latency" what every 16th
+        choice ("route") and reward learned ("learn") of this process took: count, seconds in all, and buckets of (at most so many seconds,
+        how many).
+        """
         p = self._policy
         return {
             "arms": len(p.arms),
@@ -510,6 +514,7 @@ class Router:
             "guard_weights": p.guard_weights,
             "pool": p.own_share if p.partner is not None else None,
             "drift": None if self.engine.drift is None else self.engine.drift.stats(),
+            "latency": p.latency,
             "state_bytes": self.state_bytes,
             "pending_bytes": p.pending_bytes,
             "retrieval_rows": 0 if self._retrieval is None else len(self._retrieval),

@@ -545,6 +545,37 @@ def test_an_endpoint_that_does_not_answer_is_said(path: Path) -> None:
             assert told["error"] == "expected status 200, got 404"
 
 
+def test_latencies_and_drops_of_a_process_are_read_from_its_endpoint(path: Path) -> None:
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from sona.ext.prometheus import Collector
+
+    with make_router() as router:
+        serve(router, 100)
+        router.feedback(12345, 1.0)
+        latency = router.stats()["latency"]
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(Collector(router, labels={"router": "faq"}))
+        server, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry)
+        try:
+            with Board(path, metrics=[f"http://127.0.0.1:{server.server_port}/metrics"]) as board:
+                (told,) = board.part("processes")["processes"]
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+    assert told["error"] is None
+    assert ["sona_unknown_feedback_total", "router faq", 1.0] in told["values"]
+    found = {each["name"]: each for each in told["histograms"]}
+    assert found.keys() == {"sona_route_seconds", "sona_learn_seconds"}
+    for name, every_16th in (("route", 6), ("learn", 7)):
+        bars, timed = found[f"sona_{name}_seconds"]["bars"], latency[name]
+        assert sum(count for _, count in bars) == timed["count"] == every_16th
+        below = [0, *(count for _, count in timed["buckets"])]
+        assert [count for _, count in bars] == [*np.diff(below).tolist(), timed["count"] - below[-1]]
+        assert 0 < timed["seconds"] < 60
+        assert [bound for bound, _ in timed["buckets"]] == [1e-9 * 2**n for n in range(8, 30)]
+
+
 # ---- the command ----
 
 

@@ -34,6 +34,9 @@ def test_a_scrape_counts_requests_rewards_and_what_went_wrong(tmp_path):
         assert found["sona_store_leading"] == 1
         assert found["sona_store_dropped_total"] == 0
         assert found['sona_guard_weight{model="current"}'] == pytest.approx(router.stats()["guard_weights"]["current"])
+        timed = router.stats()["latency"]["route"]
+        assert timed["count"] == found["sona_route_seconds_count"] == found['sona_route_seconds_bucket{le="+Inf"}']
+        assert found["sona_route_seconds_sum"] == timed["seconds"]
         router.engine.enabled = False
         assert scraped(router)["sona_enabled"] == 0
 

@@ -8,7 +8,7 @@ from sona.errors import MissingExtraError, SonaTypeError
 from sona.router import Router
 
 try:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 except ImportError as error:
     raise MissingExtraError("sona.ext.prometheus needs prometheus-client: pip install 'sona[prometheus]'") from error
 
@@ -89,6 +89,7 @@ class Collector:
             for model, weight in (stats["guard_weights"] or {}).items():
                 weights.add_metric([*self._labels.values(), model], float(weight))
             yield weights
+            yield from self._latencies(stats["latency"])
             stats = stats["engine"]
         yield from self._families(stats, _ENGINE_COUNTERS, CounterMetricFamily)
         yield from self._families(stats, _ENGINE_GAUGES, GaugeMetricFamily)
@@ -107,6 +108,14 @@ class Collector:
                 seconds.add_metric([*values, work], about["seconds"])
                 at.add_metric([*values, work], about["at"])
         yield from (count, seconds, at)
+
+    def _latencies(self, latency: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+        for name, about in (("route", "Seconds of every 16th choice"), ("learn", "Seconds of every 16th reward learned")):
+            timed = latency[name]
+            buckets = [*((f"{bound:.4g}", float(count)) for bound, count in timed["buckets"]), ("+Inf", float(timed["count"]))]
+            metric = HistogramMetricFamily(f"sona_{name}_seconds", about, labels=list(self._labels))
+            metric.add_metric(list(self._labels.values()), buckets=buckets, sum_value=timed["seconds"])
+            yield metric
 
     def _families(self, stats: Mapping[str, Any], wanted: tuple[tuple[str, str], ...], family: Any) -> Iterator[Metric]:
         for path, about in wanted:

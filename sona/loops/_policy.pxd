@@ -7,6 +7,11 @@ from sona.loops._drift cimport Watch
 from sona.loops._instant cimport Instant
 
 
+cdef struct sona_times:                # of every 16th call
+    uint64_t count[31]                # between 2^(n - 1) and 2^n nanoseconds, n = 0 .. 30; the last one holds all above as well
+    double seconds                    # in all
+
+
 cdef class Decision:
     cdef readonly uint64_t id
     cdef readonly object arm
@@ -37,6 +42,7 @@ cdef class Policy:
     cdef public uint64_t next_id
     cdef readonly uint64_t first_id
     cdef readonly uint64_t learned, revised, unknown, rejected
+    cdef sona_times routed, taught    # what route and learn took
     cdef readonly Policy rival        # on trial beside this one, or None
     cdef readonly object judge        # what its trial tells about each reward
     cdef readonly int trial           # number of the trial
