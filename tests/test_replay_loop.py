@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RunPython
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import CONSTANT, P0, Clusters, InstantRule, PolicyRule, Shown, unit
@@ -429,3 +430,38 @@ def test_a_task_keeps_its_tolerance_and_the_stricter_one_stays_when_two_merge() 
     assert again.state() == tasks.state()
     before = {"size": 20, "tasks": [["a", 3, [1, 2, 3]]]}  # as it was written before tasks had one
     assert Tasks.restore(before).kept["a"].tolerance is None
+
+
+FORGOTTEN = """
+    import gc
+    import numpy as np
+    from sona import Router
+    from sona.loops.rows import Rows
+
+    def read(turn):
+        router, seen = Router(np.eye(3, 8), pending=64), []
+        for number in range(64):
+            router.feedback(router.route(np.ones(8)).id, number % 2)
+
+        def elsewhere(phase, info):  # a collection may run whatever somebody has hung on an object, and let other threads in
+            seen.append(phase == "start")
+            if sum(seen) == turn and seen[-1]:
+                for _ in range(40):
+                    router.route(np.ones(8))
+
+        gc.callbacks.append(elsewhere)
+        gc.set_threshold(1)
+        rows = Rows.remembered(router.engine.policy, 64)
+        gc.set_threshold(700)
+        gc.callbacks.clear()
+        assert len(rows.x) == len(rows.arm) == len(rows.start) - 1 == len(rows.id)
+        assert set(rows.reward) <= {0, 1}
+        return len(rows.id), sum(seen) >= turn
+
+    found = {read(turn) for turn in range(1, 20)}
+    assert (24, True) in found and found <= {(24, True), (64, True), (64, False)}, found
+"""
+
+
+def test_what_is_forgotten_while_it_is_read_is_left_out(run_python: RunPython) -> None:
+    run_python(FORGOTTEN)

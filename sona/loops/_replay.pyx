@@ -34,7 +34,7 @@ def remembered(Policy policy not None, Py_ssize_t limit, uint64_t since=0):
     cdef const int32_t *rows
     cdef uint64_t id = policy.next_id
     cdef uint64_t oldest = max(since, policy.first_id, policy.next_id - min(<uint64_t> policy.capacity, policy.next_id))
-    cdef uint64_t version = sona_policy_version(policy.handle)
+    cdef uint64_t version
     cdef list found = []
     while id > oldest and len(found) < limit:
         id -= 1
@@ -42,17 +42,22 @@ def remembered(Policy policy not None, Py_ssize_t limit, uint64_t since=0):
         if record != NULL and record.learned and sona_policy_knew(policy.handle, record.decision.arm, record.decision.version):
             found.append(id)
     found.reverse()
-    cdef Py_ssize_t n = len(found), i
+    cdef Py_ssize_t n = len(found), i = 0
     cdef int32_t k
-    cdef cnp.ndarray ids = np.array(found, dtype=np.uint64), x = np.empty((n, policy.dim), dtype=np.float32)
+    cdef cnp.ndarray ids = np.empty(n, dtype=np.uint64), x = np.empty((n, policy.dim), dtype=np.float32)
+    cdef uint64_t[::1] id_of = ids
     cdef float *to = <float *> cnp.PyArray_DATA(x)
     cdef int32_t[::1] arm = np.empty(n, dtype=np.int32)
     cdef float[::1] reward = np.empty(n, dtype=np.float32), propensity = np.empty(n, dtype=np.float32)
     cdef unsigned char[::1] own = np.empty(n, dtype=np.uint8)
     cdef int64_t[::1] start = np.zeros(n + 1, dtype=np.int64)
     cdef list candidates = []
-    for i in range(n):
-        record = sona_pending_get(policy.pending, found[i])
+    version = sona_policy_version(policy.handle)
+    for id in found:  # nothing from here on lets another thread in; what was allocated may have, and some are forgotten since
+        record = sona_pending_get(policy.pending, id)
+        if record == NULL or not record.learned or not sona_policy_knew(policy.handle, record.decision.arm, record.decision.version):
+            continue
+        id_of[i] = id
         memcpy(to + i * policy.dim, record.x, policy.dim * sizeof(float))
         arm[i], own[i] = record.decision.arm, record.decision.own
         reward[i], propensity[i] = record.outcome.reward, record.decision.propensity
@@ -61,9 +66,10 @@ def remembered(Policy policy not None, Py_ssize_t limit, uint64_t since=0):
             for k in range(<int32_t> (record.count if rows != NULL else sona_policy_rows(policy.handle))):
                 if sona_policy_knew(policy.handle, rows[k] if rows != NULL else k, record.decision.version):
                     candidates.append(rows[k] if rows != NULL else k)
-        start[i + 1] = len(candidates)
-    return (ids, x, np.asarray(arm), np.asarray(reward), np.asarray(own).view(np.bool_), np.asarray(propensity), np.asarray(start),
-            np.array(candidates, dtype=np.int32))
+        i += 1
+        start[i] = len(candidates)
+    return (ids[:i], x[:i], np.asarray(arm)[:i], np.asarray(reward)[:i], np.asarray(own).view(np.bool_)[:i], np.asarray(propensity)[:i],
+            np.asarray(start)[:i + 1], np.array(candidates, dtype=np.int32))
 
 
 def learn_rows(Policy policy not None, const float[:, ::1] x, const int32_t[::1] arm, const float[::1] reward, const float[::1] weight,
