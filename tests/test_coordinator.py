@@ -124,6 +124,28 @@ def test_a_callback_or_a_tick_that_fails_stops_nothing() -> None:
     assert coordinator.last_error == "on_cycle: RuntimeError: somebody else's"
 
 
+def test_the_thread_outlives_callbacks_and_cycles_that_fail(caplog: pytest.LogCaptureFixture) -> None:
+    enough, learner = threading.Event(), Learner(1e-3)
+
+    def fail(_: BackgroundResult) -> None:
+        if learner.cycles >= 5:
+            enough.set()
+        raise RuntimeError("somebody else's")
+
+    def cycle() -> BackgroundResult:
+        if learner.cycles % 2:
+            return BackgroundResult(status="completed")
+        raise SonaStoreError("the disk is full")
+
+    learner.cycle = cycle
+    with caplog.at_level(logging.WARNING, "sona"), LoopCoordinator(learner, interval=1e-3, on_cycle=fail) as coordinator:
+        assert enough.wait(WAIT)
+        assert coordinator.running
+    works = [vars(record)["work"] for record in caplog.records]
+    assert set(works) == {"on_cycle", "background cycle"}
+    assert coordinator.failures == len(works) >= 5
+
+
 def test_a_second_call_while_a_cycle_runs_does_nothing() -> None:
     inside, leave = threading.Event(), threading.Event()
 

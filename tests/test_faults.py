@@ -20,6 +20,8 @@ import pytest
 from conftest import RunPython
 
 import sona
+from sona.cli import main
+from sona.log import JsonFormatter
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -423,18 +425,22 @@ def test_no_call_changes_how_the_processor_rounds() -> None:
 
 
 def test_nothing_of_a_request_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
-    """Neither numbers of a request nor rewards, names of sources, arms or what a memory holds: not even where something fails."""
+    """Neither numbers of a request nor rewards, names of sources, arms or what a memory holds, in texts or fields: also where it fails."""
     secret, number = "alice@example.org", 0.123456789
     x = np.full(8, number)
     x[0] = 1
     with caplog.at_level(logging.DEBUG):
         store = sona.SqliteStore(tmp_path / "s.db", busy_timeout_ms=1)
         with store, sona.Router({secret: np.eye(8)[0], "b": np.eye(8)[1]}, store=store) as router:
-            for _ in range(30):
+            for _ in range(120):
                 assert router.feedback(router.route(x).id, number, source=secret)
-            router.engine.memory.add(x, {"who": secret})
+            kept = router.engine.memory.add(x, {"who": secret})
+            router.add_arm(f"{secret} too", np.arange(8) + 1.0)
+            router.remove_arm(f"{secret} too")
             router.background_learn()
             router.deep_learn()
+            router.engine.keep_version()
+            router.engine.rollback(router.engine.versions()[0].id)
             router.flush()
             for bad in (lambda: router.route(x[1:]), lambda: router.feedback(1, 7.654321), lambda: router.route(x * np.nan)):
                 with pytest.raises(sona.SonaValueError):
@@ -445,11 +451,35 @@ def test_nothing_of_a_request_is_logged(tmp_path: Path, caplog: pytest.LogCaptur
                 writer = router.engine.journal.writer  # type: ignore[union-attr]
                 assert writer is not None
                 writer.step()
+            router.flush()
+            router.forget_source(secret)
+            router.engine.memory.forget([kept])
         assert writer.failed
-    said = caplog.text + "".join(capfd.readouterr())
+    events = {vars(record).get("event") for record in caplog.records}
+    assert events >= {"background.cycle", "deep.cycle", "version.published", "store.write_failed", "source.forgotten", "lease.released"}
+    said = "".join([*map(JsonFormatter().format, caplog.records), *capfd.readouterr()])
     assert "locked" in said or "held the file" in said
     for word in (secret, "alice", "0.1234", "7.65"):
         assert word not in said
+
+
+HOSTILE = "a\nb\x1b[31m\u202e\u2028\x9b31mz"  # a line's end, colours, writing from right to left, and C1 codes
+
+
+def test_names_stay_on_their_line_in_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.db"
+    with sona.Router({HOSTILE: np.eye(4)[0], "b": np.eye(4)[1]}, store=path) as router:
+        for x in np.random.default_rng(0).normal(size=(120, 4)):
+            router.feedback(router.route(x).id, 1.0, source=HOSTILE)
+        router.engine.memory.add(np.ones(4), {"text": HOSTILE})
+        router.background_learn()
+        router.engine.keep_version()
+    (tmp_path / HOSTILE).mkdir()
+    for arguments in ("inspect", path), ("versions", path), ("verify", path), ("inspect", path, "--json"), ("inspect", tmp_path / HOSTILE):
+        main([str(each) for each in arguments])
+        said = "".join(capsys.readouterr())
+        assert "31mz" in said or arguments[0] != "inspect"
+        assert not re.search(r"^b|[^\n\x20-\x7e]", said, re.MULTILINE), arguments
 
 
 def test_tenants_of_one_file_see_nothing_of_each_other(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -651,6 +653,40 @@ def test_the_end_of_the_interpreter_writes_the_last_group(tmp_path, run_python):
     run_python(code, tmp_path / "sona.db")
     with SqliteStore(tmp_path / "sona.db") as store:
         assert store.count() == 2
+
+
+def test_the_end_of_the_interpreter_does_not_wait_for_a_store_that_another_process_holds(tmp_path, start_python):
+    """As long as a last group may take, however long the store itself would wait; what was durable stays, the rest is named."""
+    code = """
+        import sys
+        import numpy as np
+        from sona import Router, SqliteStore
+        from sona.store import writer
+        writer.EXIT_TIMEOUT = 0.2
+        router = Router(np.eye(3, 8), store=SqliteStore(sys.argv[1], busy_timeout_ms=600_000))
+        ids = [router.route(x).id for x in np.eye(8)]
+        assert router.feedback(ids[0], 1.0, sync=True)
+        print(ids[0], flush=True)
+        sys.stdin.readline()
+        assert router.feedback(ids[1], 1.0)
+        print("the end", flush=True)
+        """
+    process = start_python(code, tmp_path / "sona.db")
+    durable = int(process.stdout.readline())
+    with closing(sqlite3.connect(tmp_path / "sona.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "the end\n"
+        began = time.monotonic()
+        _, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 10
+    assert process.returncode == 0
+    assert err.count("\n") == 1
+    assert "1 rows unwritten" in err
+    with SqliteStore(tmp_path / "sona.db") as store:
+        assert [row.id for _, row in store.feedback_after(0)] == [durable]
+        assert store.integrity() == []
 
 
 def test_a_forked_child_is_passive_and_the_parent_writes_once(tmp_path, run_python):

@@ -138,6 +138,7 @@ class GroupWriter:
         self._hurry = Signal()  # ends the pause between two groups
         self._waiting: deque[Told] = deque()
         self._stopping = Signal()
+        self._last_error: Exception | None = None  # of the group that the thread wrote at its end
         self._thread: threading.Thread | None = None
         _open.add(self)
         if start:
@@ -285,7 +286,7 @@ class GroupWriter:
         try:
             with self._turn(None if timeout is None else max(give_up - time.monotonic(), 0.0)):
                 waiting = self._taken()
-                error = self._advance(force=True)
+                error = self._last_error or self._advance(force=True)  # a store that hangs has kept the thread, and not who closes
                 heard = self._outcome(error)
         except SonaClosedError:  # another thread closed it meanwhile
             return
@@ -395,20 +396,20 @@ class GroupWriter:
     # -- the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            # Rows that wait for a retry need a wake-up of their own; without any the thread sleeps until notified.
-            self._wake.wait(max(self._retry_at - self._clock(), 0.0) if self.spooled else None)
-            if self._stopping.is_set():
-                return
-            self._wake.clear()
-            try:
+        with suppress(SonaClosedError):
+            while True:
+                # Rows that wait for a retry need a wake-up of their own; without any the thread sleeps until notified.
+                self._wake.wait(max(self._retry_at - self._clock(), 0.0) if self.spooled else None)
+                if self._stopping.is_set():
+                    break
+                self._wake.clear()
                 self.step()
-            except SonaClosedError:
-                return
-            self._hurry.wait(self._interval)
-            if self._stopping.is_set():
-                return
-            self._hurry.clear()
+                self._hurry.wait(self._interval)
+                if self._stopping.is_set():
+                    break
+                self._hurry.clear()
+            with self._turn(None):
+                self._last_error = self._advance(force=True)
 
     def _disown(self) -> None:
         """Runs in a forked child, where the thread does not exist and any lock may be held for ever."""
