@@ -1,4 +1,4 @@
-"""Power loss: of what a process wrote only what it had synced is sure to be there, and the rest in any part. Nothing acknowledged is lost."""
+"""Power loss: what a process had synced is there, of the rest any part may be, and nothing acknowledged is lost."""
 
 import random
 import re
@@ -157,4 +157,4 @@ def test_power_loss_at_any_moment_loses_nothing_acknowledged(
     assert found > losses
     assert unsynced > losses  # there was something to lose
     with capsys.disabled():
-        print(f"\n{losses} power losses in {len(ours)} writes and {disk.syncs} syncs, {unsynced} writes not synced: nothing of {found} lost")
+        print(f"\n{losses} power losses, {disk.syncs} syncs, {unsynced} writes that were not synced: none of {found} rewards lost")
