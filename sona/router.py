@@ -496,8 +496,8 @@ class Router:
     def stats(self) -> dict[str, Any]:
         """
         Counters by name; "drift" holds the alarms (None when switched off), "engine" the engine's counters, "latency" what every 16th
-        choice ("route") and reward learned ("learn") of this process took: count, seconds in all, and buckets of (at most so many seconds,
-        how many).
+        choice ("route") and reward learned ("learn") of this process took: count, seconds in all, and buckets of [at most so many seconds,
+        how many].
         """
         p = self._policy
         return {

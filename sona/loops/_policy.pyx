@@ -93,7 +93,7 @@ cdef dict histogram(const sona_times *times):
     for n in range(TIMES):
         total += times.count[n]
         if 7 < n < TIMES - 1:  # from 256 ns to 0.54 s
-            buckets.append((1e-9 * (1 << n), total))
+            buckets.append([1e-9 * (1 << n), total])
     return {"count": total, "seconds": times.seconds, "buckets": buckets}
 
 
@@ -729,7 +729,7 @@ cdef class Policy:
     def latency(self):
         """
         What every 16th `route` and `learn` of this process took: {"route" | "learn": {count, seconds in all, buckets}}, where buckets are
-        (upper bound in s, how many took at most that), in powers of 2.
+        [upper bound in s, how many took at most that], in powers of 2.
         """
         return {"route": histogram(&self.routed), "learn": histogram(&self.taught)}
 
