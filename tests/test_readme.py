@@ -90,6 +90,7 @@ def test_the_examples_of_watching_run():
     "document",
     [
         "docs/background.md",
+        "docs/dashboard.md",
         "docs/dreams.md",
         "docs/ewc.md",
         "docs/export.md",

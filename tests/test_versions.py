@@ -447,7 +447,7 @@ def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pyte
         router.engine.publish(router.engine._service.versions.add(version(1)))
         serve(router, 10)
         assert main(["rollback", str(path), "2"]) == 0  # what was learned until then
-        assert "served by the process that learns" in capsys.readouterr().out
+        assert "is asked for: the process that learns" in capsys.readouterr().out
         assert router.engine.journal is not None
         router.engine.journal.poll()
         router.tick()
@@ -460,7 +460,8 @@ def test_the_command_line_lists_versions_and_rolls_back(path: Path, capsys: pyte
         assert main(["versions", str(path)]) == 0
         assert capsys.readouterr().out.splitlines()[0].startswith(f"* default@1-{factors(1).digest}  undecided  because 1")
     assert main(["rollback", str(path), "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["id"] == f"default@1-{factors(1).digest}"
+    told = json.loads(capsys.readouterr().out)
+    assert (told["id"], told["done"]) == (f"default@1-{factors(1).digest}", True)
     with make_router(path) as router:
         assert served(router) == factors(1).to_bytes()
         assert router.stats()["learned"] == 0  # the rewards are in the state still

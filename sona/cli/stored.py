@@ -71,13 +71,13 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from sona.contents import ask_rollback
     from sona.report import as_json
 
-    version, served = ask_rollback(arguments.store, arguments.version, arguments.namespace, learner(arguments))
+    version, done = ask_rollback(arguments.store, arguments.version, arguments.namespace, learner(arguments))
     if arguments.json:
-        print(as_json(version.as_dict()))
-    elif served:
+        print(as_json(version.as_dict() | {"done": done}))
+    elif done:
         print(f"{version.id} is served from the next start on")
     else:
-        print(f"{version.id} is served by the process that learns, from its next reward or tick on; sona versions marks it then")
+        print(f"{version.id} is asked for: the process that learns for this store serves it at its next reward or tick")
     return 0
 
 

@@ -43,7 +43,7 @@ async function load(part) {
     notice(`${part}: ${error.message}`);
   }
   // A part that takes long is not asked for all the time; processes are asked every five seconds.
-  due[part] = performance.now() + (part === "processes" ? 5000 : Math.max(900, 5 * (performance.now() - began)));
+  due[part] = performance.now() + (part === "processes" ? 5000 : Math.max(900, 10 * (performance.now() - began)));
 }
 
 // What is on the page and not the newest, one after the other, the most wanted first.
