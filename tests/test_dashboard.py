@@ -284,7 +284,9 @@ def test_rewards_and_outcomes_add_up(dashboard: Dashboard) -> None:
     total = sum(each["mean"] * each["count"] for each in arms.values())
     assert total == pytest.approx(sum(each["mean"] * each["count"] for each in told))
     assert sum(bar["count"] for bar in outcomes["delay"]["bars"]) == 300
-    assert ask(dashboard, "/api/outcomes?newest=10")[2]["count"] == 10
+    for newest in range(1, 12):
+        assert ask(dashboard, f"/api/outcomes?newest={newest}")[2]["count"] == newest
+    assert len([part for part, _ in dashboard.board._cache if part == "outcomes"]) == 4  # so many answers are kept
 
 
 def test_regret_is_what_the_frozen_model_would_have_earned_more(tmp_path: Path) -> None:

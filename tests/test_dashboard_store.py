@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 from conftest import StartPython
 from stores import VERSION, Place, decision, feedback, trajectory
+from test_sidecar import Place as Sidecar
+from test_sidecar import eventually, reader_of
 from test_versions import DIM, factors, make_router, serve, served, version
 
-from sona import SonaEngine
+from sona import Adapter, SonaEngine
 from sona.config import SonaConfig
 from sona.contents import ask_rollback
 from sona.errors import SonaStoreError, SonaValueError
+from sona.sidecar import Weights
 from sona.store import SqliteStore, Store
 from sona.store import overview as parts
 
@@ -246,3 +250,25 @@ def test_a_process_of_its_own_grants_a_wish_within_seconds(path: Path, start_pyt
     assert not ask_rollback(path, 1)[1]
     assert child.stdout.readline() == "True\n"
     assert child.wait(30) == 0
+
+
+def test_a_sidecar_that_has_nothing_to_learn_grants_a_wish_and_publishes_its_weights(tmp_path: Path) -> None:
+    """`sona learn` beside a program that adopts its weights: what is adopted after the wish is the version."""
+    config = SonaConfig.ephemeral(hidden_dim=DIM)
+    with SonaEngine(config, store=tmp_path / "sona.db") as engine:
+        engine._service.versions.add(version(1))
+        engine.journal.save()  # type: ignore[union-attr]
+    wanted = factors(1).down.T @ factors(1).up
+
+    def has_version(reader: Weights, adapter: Adapter) -> bool:
+        reader.adopt([adapter])
+        return bool(np.allclose(adapter.delta(), wanted, atol=1e-4))
+
+    with closing(Sidecar(tmp_path)) as place:
+        place.start()
+        reader = reader_of(place.weights)
+        adapter = Adapter(DIM)
+        eventually(lambda: reader.adopt([adapter]) is not None, "nothing was published")
+        assert not ask_rollback(place.store, 1)[1]
+        eventually(lambda: has_version(reader, adapter), "the version was not published")
+        reader.close()

@@ -211,7 +211,7 @@ class _Open:
             stack.callback(self._end_cycles)
             self._stack = stack.pop_all()
         self._taken = 0  # records
-        self._published_at = -1  # steps learned; whatever the file has, it is not what this process has learned
+        self._published_at = (-1, 0)  # steps learned and version; whatever the file has, it is not what this process has learned
         self._saved_at = self._learned
         self._last_save = time.monotonic()
         self._next_look = time.monotonic() + LOOK_EVERY
@@ -263,11 +263,11 @@ class _Open:
             pass
 
     def _publish(self) -> None:
-        if self._steps == self._published_at:
+        if (self._steps, self.cycles.version) == self._published_at:
             return
         try:
-            with self.engine.ended.mutex:  # rewards that other processes have brought are learned in another thread
-                self._published_at = self._steps
+            with self.engine.ended.mutex:  # rewards that other processes have brought are learned in another thread, and versions served
+                self._published_at = self._steps, self.cycles.version
                 self.weights.publish(self.engine.adapters, self.cycles.version)
         except SonaError as error:
             self.publish_failures += 1

@@ -27,6 +27,7 @@ BUCKETS = 120  # points of a line
 LEAST = 25  # rewards of a point: fewer, and one sees noise
 NEWEST = 1_000_000  # rewards that can be asked for at most
 TRAJECTORIES = 10_000  # whose qualities are read
+KEPT = 4  # answers of a part, for as many choices of `newest`
 PATIENCE = 3.0  # s that a process that learns has for a wish before somebody else looks whether there still is one
 PARTS = ("overview", "rewards", "outcomes", "versions", "patterns", "memory", "processes")
 
@@ -116,6 +117,8 @@ class Board:
         with self._locks[part]:
             tag = self.tags()[part]
             if key not in self._cache or self._cache[key][0] != tag:
+                for old in [each for each in self._cache if each[0] == part][: 1 - KEPT]:
+                    del self._cache[old]
                 self._cache[key] = (tag, plain(make(newest)))
             return {"tag": tag, **self._cache[key][1]}
 
