@@ -436,6 +436,7 @@ cdef class Policy:
         cdef sona_step step
         cdef sona_status status
         cdef uint64_t began = 0 if self.learned & TIMED else nanoseconds()
+        cdef bint own
         if record == NULL:
             self.unknown += 1
             return False
@@ -469,10 +470,11 @@ cdef class Policy:
             self.last_surprise = step.surprise
             if self.rehearser is not None:
                 sona_rehearse(&self.rehearsal, self.pending, self.handle, max(self.first_id, self.since), self.next_id - 1)
-            if self.judge is not None and record.decision.trial == self.trial:
-                self._judge(&record.decision, reward, source)
             record.learned = 1
-            if record.decision.own and self.watch is not None and self.watch.add(record.id, step.surprise) < 0:
+            own = record.decision.own
+            if self.judge is not None and record.decision.trial == self.trial:
+                self._judge(&record.decision, reward, source)  # lets other threads in, whose requests may take the record's place
+            if own and self.watch is not None and self.watch.add(id, step.surprise) < 0:
                 self.on_alarm()
         if began:
             took(&self.taught, began)
