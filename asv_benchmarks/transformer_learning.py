@@ -48,12 +48,16 @@ SWEPT = {
 }
 CHOSEN = {"Router": None, "pooled": None, "residual": None, "linear": None, "PEFT, Adam": 3e-4}  # None: the default
 LENGTH = {"trec": 48, "news": 64}  # tokens
-TUNED_ON = {"trec": 2000, "news": 6000}  # texts, after a shuffle, that only the sweep sees
+TUNED_ON = 2000  # texts, after a shuffle, that only the sweep sees
+TAKEN = {"trec": 4000, "news": 2000}  # of those after them at most
 
 
 @dataclass(frozen=True)
 class Run:
-    """Accuracy after that many rewards; `served` is the share of right answers on the way. p0 of sona, learning rate of PEFT."""
+    """
+    Accuracy after that many rewards; `served` is the share of right answers on the way. p0 of sona, learning rate of PEFT. `pairs` is the
+    mean number of rank-one pairs that a layer has then.
+    """
 
     form: str
     value: float | None
@@ -61,6 +65,7 @@ class Run:
     frozen: float
     served: float
     accuracy: float
+    pairs: float
     seconds: float
 
 
@@ -101,8 +106,7 @@ def texts_of(name: str, wheels: Path, *, sweep: bool) -> tuple[list[str], np.nda
     texts, kinds = {"trec": trec, "news": news}[name](wheels)
     numbers = np.unique(kinds, return_inverse=True)[1]
     order = np.random.default_rng(99).permutation(len(texts))
-    border = TUNED_ON[name]
-    order = order[:border] if sweep else order[border : border + 6000]
+    order = order[:TUNED_ON] if sweep else order[TUNED_ON : TUNED_ON + TAKEN[name]]
     return [texts[n] for n in order], numbers[order]
 
 
@@ -136,14 +140,15 @@ def accuracy(task: Task, y: np.ndarray) -> float:
     return float(np.mean((y @ task.arms.T).argmax(1) == task.labels[task.test]))
 
 
-def by_router(task: Task, value: float | None) -> tuple[float, float]:
+def by_router(task: Task, value: float | None) -> tuple[float, float, float]:
     router = Router(task.arms, seed=task.seed, p0=value)
     right = 0
     for n in task.stream:
         decision = router.route(task.frozen[n])
         right += decision.index == task.labels[n]
         router.feedback(decision.id, float(decision.index == task.labels[n]))
-    return right / len(task.stream), float(np.mean(router.predict(task.frozen[task.test]) == task.labels[task.test]))
+    pairs = router.engine.adapters[0].info()["total"]
+    return right / len(task.stream), float(np.mean(router.predict(task.frozen[task.test]) == task.labels[task.test])), pairs
 
 
 def answered(task: Task, y: Any, n: int) -> tuple[Any, float]:
@@ -153,7 +158,7 @@ def answered(task: Task, y: Any, n: int) -> tuple[Any, float]:
     return logits[arm], float(arm == task.labels[n])
 
 
-def by_adapters(task: Task, value: float | None, form: str) -> tuple[float, float]:
+def by_adapters(task: Task, value: float | None, form: str) -> tuple[float, float, float]:
     tokenizer, model = load()
     right, cached = 0.0, torch.from_numpy(task.frozen)
     with attach(model, PLACES[form], p0=value) if value is not None else attach(model, PLACES[form]) as attached:
@@ -164,15 +169,16 @@ def by_adapters(task: Task, value: float | None, form: str) -> tuple[float, floa
                 logp, reward = answered(task, y, n)
                 request.learn(logp, reward=reward, expected=min(float(logp.detach().exp()), 1.0))
             right += reward
+        pairs = float(np.mean([adapter.info()["total"] for adapter in attached.engine.adapters]))
         if form == "pooled":
             with torch.inference_mode():
                 y = attached.pooled(cached[task.test]).numpy()
         else:
             y = embed(tokenizer, model, [task.texts[n] for n in task.test], task.length)
-    return right / len(task.stream), accuracy(task, y)
+    return right / len(task.stream), accuracy(task, y), pairs
 
 
-def by_peft(task: Task, value: float | None) -> tuple[float, float]:
+def by_peft(task: Task, value: float | None) -> tuple[float, float, float]:
     assert value is not None
     tokenizer, model = load()
     torch.manual_seed(task.seed)
@@ -185,16 +191,16 @@ def by_peft(task: Task, value: float | None) -> tuple[float, float]:
         (-(reward - logp.exp().detach()) * logp).backward()
         adam.step()
         right += reward
-    return right / len(task.stream), accuracy(task, embed(tokenizer, model, [task.texts[n] for n in task.test], task.length))
+    return right / len(task.stream), accuracy(task, embed(tokenizer, model, [task.texts[n] for n in task.test], task.length)), 8.0
 
 
 def run(task: Task, form: str, value: float | None) -> Run:
-    learn: Callable[[Task, float | None], tuple[float, float]] = {"Router": by_router, "PEFT, Adam": by_peft}.get(
+    learn: Callable[[Task, float | None], tuple[float, float, float]] = {"Router": by_router, "PEFT, Adam": by_peft}.get(
         form, lambda task, value: by_adapters(task, value, form)
     )
     began = time.process_time()
-    served, after = learn(task, value)
-    result = Run(form, value, task.seed, accuracy(task, task.frozen[task.test]), served, after, time.process_time() - began)
+    served, after, pairs = learn(task, value)
+    result = Run(form, value, task.seed, accuracy(task, task.frozen[task.test]), served, after, pairs, time.process_time() - began)
     print(json.dumps(asdict(result)), file=sys.stderr, flush=True)
     return result
 

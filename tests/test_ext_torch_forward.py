@@ -272,13 +272,22 @@ def test_a_rollback_brings_every_hooked_layer_back(tmp_path: Path):
         torch.testing.assert_close(out(model), outputs[0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_request_that_is_recorded_leaves_others_at_their_speed_and_alone():
-    model = bert()
-    with attach(model, "residual") as attached:
+def test_a_recorded_request_and_rows_of_another_thread_change_nothing_for_this_one(monkeypatch: pytest.MonkeyPatch):
+    model, main = bert(), threading.get_ident()
+    with attach(model, "residual") as attached, ThreadPoolExecutor(1) as thread:
         teach(attached)
-        y = out(model)
-        with attached.record() as request, ThreadPoolExecutor(1) as thread:
+        y, added = out(model), attached._added
+
+        def here(*arguments: Any) -> Any:
+            assert threading.get_ident() == main  # the other thread takes the short way
+            return added(*arguments)
+
+        monkeypatch.setattr(attached, "_added", here)
+        with attached.record() as request:
             recorded = model(IDS[:1]).last_hidden_state
-            torch.testing.assert_close(thread.submit(out, model).result(), y)
-            assert {number: len(passes) for number, passes in request.seen.items()} == {0: 1, 1: 1}
-            torch.testing.assert_close(recorded.detach(), y[:1], atol=1e-5, rtol=1e-4)
+            assert torch.equal(thread.submit(out, model).result(), y)
+        assert {number: len(passes) for number, passes in request.seen.items()} == {0: 1, 1: 1}
+        torch.testing.assert_close(recorded.detach(), y[:1], atol=1e-5, rtol=1e-4)
+        with attached.using([None] * 3):
+            assert not torch.allclose(out(model), y, atol=1e-3)
+            assert torch.equal(thread.submit(out, model).result(), y)

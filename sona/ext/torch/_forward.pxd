@@ -10,6 +10,7 @@ cdef class Place:
     cdef public bint by_exchange  # of DLPack; else by numpy, as in torch before 2.10
     cdef public bint on           # False: after `detach`
     cpdef object corrected(self, object x, object y)
+    cpdef object alone(self, object x, object y)
 
 
 cdef class Forward:

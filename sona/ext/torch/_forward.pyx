@@ -61,14 +61,14 @@ if hasattr(Tensor, "__dlpack_c_exchange_api__"):
     if exchange.major != 1:
         exchange = NULL
 
-# How many `using` and `record` are open, in any thread: with none there is no need to look for this thread's. The GIL guards it.
-cdef Py_ssize_t special = 0
+# How many `using` are open, in any thread: with none there is no need to look for this thread's. The GIL guards it.
+cdef Py_ssize_t usings = 0
 
 
-def open_special(int change):
-    """One more (1) or one less (-1) `using` or `record` is open."""
-    global special
-    special += change
+def count_using(int change):
+    """One `using` more (1) or less (-1) is open."""
+    global usings
+    usings += change
 
 
 cdef struct Rows:
@@ -156,7 +156,7 @@ cdef class Place:
     Parameters
     ----------
     attached : Attached
-        Answers what is not served here: `_corrected(place, x, y)`.
+        Answers what is not served here, in `_corrected` and `_added`.
     number : int
         Of the layer.
     adapter : Adapter
@@ -176,9 +176,13 @@ cdef class Place:
 
     cpdef object corrected(self, object x, object y):
         """y + delta(x): in y itself where it is fresh, y untouched where nothing is added."""
-        cdef Rows a, b
-        if special or grad_enabled():
+        if usings or grad_enabled():
             return self.attached._corrected(self, x, y)
+        return self.alone(x, y)
+
+    cpdef object alone(self, object x, object y):
+        """`corrected` where no gradient is wanted and the thread has opened no `using`."""
+        cdef Rows a, b
         if not self.attached.engine.enabled or sona_reader_view(self.adapter.reader, SONA_BOTH).rank == 0:
             return y
         a = rows_of(x, self.by_exchange)
@@ -189,7 +193,7 @@ cdef class Place:
             if b.data != NULL and b.width == self.n_out and b.count == a.count:
                 add(self.adapter, a, b)
                 return y
-        return self.attached._corrected(self, x, y)
+        return self.attached._added(self.attached.engine, self.number, x, y)
 
     def each_corrected(self, tuple engines not None, object x, object y):
         """`corrected` with an engine, or None, for each part of the first axis, of as many; None where that is not served here."""

@@ -15,7 +15,7 @@ from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaTypeError, SonaValueError, SonaVersionError
 from sona.ext.layers import Layers, get_layers, put_layers, save_named
-from sona.ext.torch._forward import Forward, Place, open_special
+from sona.ext.torch._forward import Forward, Place, count_using
 from sona.ext.torch.gradient import pairs_of, shared_step
 from sona.ext.torch.places import find
 from sona.ext.torch.unfuse import unfuse
@@ -115,12 +115,10 @@ class Attached:
             raise SonaValueError("record: expected torch.no_grad() or gradients, got torch.inference_mode(), which keeps none")
         request = Request(self)
         token = _request.set(request)
-        open_special(1)
         try:
             with torch.enable_grad():
                 yield request
         finally:
-            open_special(-1)
             _request.reset(token)
 
     @contextmanager
@@ -134,11 +132,11 @@ class Attached:
             if engine is not None and (engine.config.hidden_dim, engine.config.num_layers) != (self.layers.width, len(self.layers)):
                 raise SonaValueError(f"using: expected engines of {len(self.layers)} layers of {self.layers.width}, got {engine!r}")
         token = _sets.set(tuple(engines))
-        open_special(1)
+        count_using(1)
         try:
             yield
         finally:
-            open_special(-1)
+            count_using(-1)
             _sets.reset(token)
 
     def save(self, path: str) -> None:
@@ -172,7 +170,8 @@ class Attached:
         """y + delta(x) of one layer, whatever the tensors are; y itself where nothing is added."""
         sets = _sets.get()
         if sets is None:
-            return self._added(self.engine, place.number, x, y)
+            corrected: Tensor = self._added(self.engine, place.number, x, y) if torch.is_grad_enabled() else place.alone(x, y)
+            return corrected
         if len(y) != len(sets):
             raise SonaValueError(f"using: expected a batch of {len(sets)} rows, as many as engines, got {len(y)}")
         served: Tensor | None = place.each_corrected(sets, x, y)
