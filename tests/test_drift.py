@@ -161,6 +161,26 @@ def test_a_router_that_doubts_learns_a_turned_world_sooner() -> None:
     assert router.stats()["drift"] is None
 
 
+def test_an_alarm_makes_it_less_certain_and_resets_nothing() -> None:
+    """Around the one reward that raises it: much less certain, of what it would have chosen before."""
+    world = Turning(1)
+    router = Router(world.arms)
+    serve(router, world, 1500)
+    x = np.stack([world.draw()[0] for _ in range(100)])
+    world.turn = True
+    for _ in range(64):
+        choices, sure = router.predict(x), np.mean([d.scores.max() for d in router.route_batch(x)])
+        learned = router.stats()["learned"]
+        serve(router, world, 1)
+        if alarms(router):
+            break
+    assert alarms(router) == 1
+    assert np.mean([d.scores.max() for d in router.route_batch(x)]) < sure - 0.2
+    assert (router.predict(x) == choices).mean() > 0.95
+    assert router.stats()["learned"] == learned + 1
+    assert np.abs(router.apply_batch(x) - x).max() > 1e-3
+
+
 def test_doubt_changes_no_first_choice_and_every_probability() -> None:
     world = Turning(1)
     router = Router(world.arms)

@@ -347,6 +347,30 @@ def test_unknown_decisions_cost_no_disk_write(tmp_path: Path) -> None:
         assert router.stats()["unknown_feedback"] == 5
 
 
+def test_arms_that_come_and_go_leave_nothing_behind_and_late_rewards_find_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every decision has a set of arms of its own; what the process remembers of the sets is bounded, and a reward may come after all."""
+    monkeypatch.setattr("sona.loops.journal.KNOWN_SETS", 8)
+    source = world()
+    with open_router(tmp_path / "s.db", pending=4) as router:
+        made = []
+        for n in range(60):
+            router.add_arm(f"late{n}", source.draw()[0])
+            made.append(router.route(source.draw()[0], [f"late{n}"] if n % 3 == 0 else [n % 6, (n + 1) % 6]))
+            router.remove_arm(f"late{n}")
+            if n % 20 == 10:
+                router.flush()
+        router.flush()
+        router.flush()
+        assert len(journal_of(router)._arm_sets) <= 2
+        rewarded = [d.id for d in made if router.feedback(d.id, 1.0)]
+        assert rewarded == [d.id for d in made if d.arm in range(6)]
+        assert len(rewarded) == 40
+        assert len(journal_of(router)._known_sets) <= 8
+    with open_router(tmp_path / "s.db") as router:
+        assert router.stats()["engine"]["store"]["replayed"] == 0
+        assert [d.id for d in made if router.feedback(d.id, 0.0)] == rewarded
+
+
 # ---- two processes ----
 
 

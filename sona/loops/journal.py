@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 STATE_FORMAT = 1
 POLL_SECONDS = 1.0
 QUIET_SECONDS = 30.0  # between two warnings of one kind
+KNOWN_SETS = 256  # names of arms of earlier times that are remembered, for late rewards
 TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its reservoirs hold
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
 MEMORY = ".memory-"  # the same: its memory graph
@@ -193,7 +194,8 @@ class Journal:
         self._next_poll = clock() + POLL_SECONDS
         self._feedback: list[_OwnReward] = []
         self._trajectories: list[TrajectoryRow] = []
-        self._arm_sets: dict[int, int] = {}  # policy version -> version in the store
+        self._arm_sets: dict[int, int] = {}  # policy version -> version in the store, of decisions that may still have to be written
+        self._drained = 0  # policy version at the last drain
         self._arms_saved = True
         self._known_sets: dict[int, tuple[str, ...]] = {}
         self._applied = 0  # every reward up to this number is learned
@@ -434,12 +436,17 @@ class Journal:
             if not self._arms_saved:
                 self.arms_changed()
             decisions = [] if policy is None else policy.drain()
+            before, self._drained = self._drained, 0 if policy is None else policy.version
             feedback, self._feedback = self._feedback, []
             trajectories, self._trajectories = self._trajectories, []
             if self.leading and self._capture is None and self._queued >= self._save_at:
                 self._capture = self._captured()
                 self._save_at = self._queued + self._save_every
-        return [self._decision_row(*fields) for fields in decisions], list(feedback), trajectories
+        rows = [self._decision_row(*fields) for fields in decisions]
+        with self.mutex:
+            for version in [version for version in self._arm_sets if version < before]:
+                del self._arm_sets[version]
+        return rows, list(feedback), trajectories
 
     def _decision_row(
         self,
@@ -797,11 +804,15 @@ class Journal:
 
     def rows_of_set(self, policy: Policy, version: int) -> dict[int, int]:
         """Row numbers of an arm set in the store -> today's rows, for the arms that are still there."""
-        if version not in self._known_sets:
+        names = self._known_sets.get(version)
+        if names is None:
             kept = self.store.arms(version)
-            self._known_sets[version] = kept[0] if kept is not None else ()
+            names = kept[0] if kept is not None else ()
+            if len(self._known_sets) >= KNOWN_SETS:
+                self._known_sets.clear()
+            self._known_sets[version] = names
         today = {json.dumps(str(name)): policy.row(name) for name in policy.arms}
-        return {row: today[listed] for row, listed in enumerate(self._known_sets[version]) if listed in today}
+        return {row: today[listed] for row, listed in enumerate(names) if listed in today}
 
 
 def _after_fork_in_child() -> None:
