@@ -4,6 +4,7 @@ import ast
 import ctypes
 import importlib.util
 import logging
+import platform
 import re
 import shutil
 import sqlite3
@@ -22,6 +23,8 @@ from conftest import RunPython
 import sona
 from sona.cli import main
 from sona.log import JsonFormatter
+from sona.loops.background import BackgroundLoopConfig
+from sona.patterns import PatternConfig
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -397,28 +400,73 @@ def test_denormal_numbers_are_computed_as_they_are(isa: str) -> None:
     np.testing.assert_array_equal(out, 64 * tiny)
 
 
-def test_no_call_changes_how_the_processor_rounds() -> None:
-    """Denormal numbers are numbers for the caller's code after any call of ours, also with denormal numbers."""
+def control() -> bytes:
+    """How the processor of this thread rounds and what it takes for zero: of the floating-point environment all but the flags of what was."""
+    environment = ctypes.create_string_buffer(64)
+    assert ctypes.CDLL("libm.so.6").fegetenv(environment) == 0
+    mxcsr = int.from_bytes(environment.raw[28:32], "little")
+    return environment.raw[:2] + (mxcsr & ~0x3F).to_bytes(4, "little")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="reads the environment as glibc lays it out on x86-64"
+)
+@pytest.mark.parametrize("mode", [0, 0x8040, 0x6000], ids=["as usual", "denormals are zero", "towards zero"])
+def test_no_call_changes_how_the_processor_rounds(mode: int) -> None:
+    """Whatever the caller has set is so after any call of ours, also with denormal numbers."""
+    libm = ctypes.CDLL("libm.so.6")
+    before = ctypes.create_string_buffer(64)
+    assert libm.fegetenv(before) == 0
+    changed = bytearray(before.raw)
+    changed[28:32] = (int.from_bytes(changed[28:32], "little") | mode).to_bytes(4, "little")
+    tiny, found = np.full(64, 1e-40, np.float32), []
+    router = sona.Router(np.eye(3, 64))
     try:
-        libm = ctypes.CDLL("libm.so.6")
-        getround = libm.fegetround
-    except (OSError, AttributeError):
-        pytest.skip("no libm to ask")
-    tiny = np.full(64, 1e-40, np.float32)
-    rounding = getround()
-    for isa in sona.isas():
-        adapter = sona.Adapter(64, rank=2, isa=isa)
-        adapter.append(tiny, tiny)
-        out = np.zeros(64, np.float32)
-        for _ in range(3):
-            adapter.forward(tiny, out)
-        adapter.truncate()
-    router = sona.Router(np.eye(3, 64) * 1e-30)
-    router.feedback(router.route(tiny).id, 1.0)
-    assert getround() == rounding
-    smallest = np.float32(1e-45)
-    assert (np.full(64, smallest) * np.float32(2) > smallest).all()  # neither flushed to zero nor taken for zero
-    assert float(np.nextafter(0.0, 1.0)) * 2 > 0
+        assert libm.fesetenv(ctypes.create_string_buffer(bytes(changed), 64)) == 0
+        wanted = control()
+        for isa in sona.isas():
+            adapter = sona.Adapter(64, rank=2, isa=isa)
+            adapter.append(tiny, tiny)
+            out = np.zeros(64, np.float32)
+            for _ in range(3):
+                adapter.forward(tiny, out)
+            adapter.truncate()
+            found.append(control())
+        for x in (tiny, np.ones(64, np.float32)):
+            for _ in range(10):
+                router.feedback(router.route(x).id, 1.0)
+            found.append(control())
+        sona.phi(np.ones((5, 5)))
+        found.append(control())
+    finally:
+        assert libm.fesetenv(before) == 0
+    assert set(found) == {wanted}
+    assert (wanted == control()) == (mode == 0)  # the mode was another one, and can be seen
+
+
+# ---- streams in which nothing differs ----
+
+
+@pytest.mark.parametrize("x", [np.ones(8), np.zeros(8)], ids=["constant", "zero"])
+def test_a_constant_stream_ends_in_one_pattern_and_no_nan(x: np.ndarray) -> None:
+    """Through everything that groups, compares or divides: patterns, candidates, memory, dreams, retrieval."""
+    patterns = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=8, k_clusters=20), min_trajectories=20)
+    router = sona.Router(np.eye(3, 8), background=patterns, retrieval=50)
+    for _ in range(100):
+        d = router.route(x)
+        router.feedback(d.id, float(d.index == 2))
+    assert router.background_learn().status == router.deep_learn().status == "completed"
+    assert router.route(x).index == 2
+    same = float(x.any())
+    (found,) = router.engine.find_patterns(x)
+    assert found.similarity == pytest.approx(same)
+    assert found.pattern.cluster_size == 100
+    assert [each.similarity for each in router.engine.find_patterns(np.zeros(8))] == [0.0]
+    assert {round(each.similarity, 6) for each in router.engine.memory.recall(x)} == {same}
+    assert {each.similarity for each in router.engine.memory.recall(np.zeros(8))} == {0.0}
+    with pytest.raises(sona.SonaValueError, match="other than zero"):
+        router.engine.memory.add(np.zeros(8))
+    assert all(np.isfinite(array).all() for array in router.engine.state().values())
 
 
 # ---- privacy ----

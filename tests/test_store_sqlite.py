@@ -235,6 +235,18 @@ def test_two_names_of_a_file_share_its_lease(path, tmp_path):
         assert not b.try_lease()
 
 
+def test_a_link_in_the_place_of_the_lease_is_not_followed(path, tmp_path):
+    """Whoever may write to the directory cannot have a file elsewhere made or kept locked by it."""
+    victim = tmp_path / "elsewhere"
+    with SqliteStore(path) as store:
+        Path(f"{path}.lease-default").symlink_to(victim)
+        with pytest.raises(SonaStoreError, match="cannot open the lease file"):
+            store.try_lease()
+        assert not victim.exists()
+        Path(f"{path}.lease-default").unlink()
+        assert store.try_lease()
+
+
 @pytest.mark.parametrize(
     ("damage", "finding"),
     [
