@@ -401,7 +401,7 @@ def test_denormal_numbers_are_computed_as_they_are(isa: str) -> None:
 
 
 def control() -> bytes:
-    """How the processor of this thread rounds and what it takes for zero: of the floating-point environment all but the flags of what was."""
+    """How the processor rounds in this thread and what it takes for zero: the floating-point environment without the flags of what was."""
     environment = ctypes.create_string_buffer(64)
     assert ctypes.CDLL("libm.so.6").fegetenv(environment) == 0
     mxcsr = int.from_bytes(environment.raw[28:32], "little")
