@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RunPython
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -520,6 +521,35 @@ def test_ended_trajectories_are_remembered_up_to_the_capacity(rng: np.random.Gen
     assert len(engine.loop_a.buffer) == 4
     assert engine.stats()["loop_a"]["dropped"] == 3  # the buffer refuses the newest; they were learned from all the same
     assert engine.stats()["loop_a"]["accumulated"] == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+@pytest.mark.parametrize("stored", [False, True])
+def test_an_engine_with_ten_thousand_trajectories_takes_less_than_100_mb(stored: bool, tmp_path: Path, run_python: RunPython) -> None:
+    """Of a process, as the operating system counts it, beyond what the imports take."""
+    script = """
+        import resource, sys
+        import numpy as np
+        import sona
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * resource.getpagesize()
+
+        with sona.SonaEngine(sona.SonaConfig(hidden_dim=8), store=f"{sys.argv[1]}-imports" if sys.argv[1] else None):
+            pass
+        before, rng = resident(), np.random.default_rng(0)
+        engine = sona.SonaEngine(sona.SonaConfig(hidden_dim=256), store=sys.argv[1] or None)
+        for _ in range(10_000):
+            x = rng.standard_normal(256, np.float32)
+            tid = engine.begin_trajectory(x)
+            engine.add_step(tid, activations=x, reward=1.0, expected=0.5)
+            engine.end_trajectory(tid)
+        assert engine.stats()["loop_a"]["processed"] == 10_000
+        print(resident() - before)
+        engine.close()
+    """
+    assert 1e6 < int(run_python(script, tmp_path / "s.db" if stored else "").stdout) < 100e6
 
 
 def test_ended_trajectories_are_bounded_in_bytes_too() -> None:

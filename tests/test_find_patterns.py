@@ -75,6 +75,15 @@ def told(engine: SonaEngine, world: Clusters) -> tuple[list[Any], list[dict[int,
 # ---- lookups ----
 
 
+def test_requests_are_served_well_enough_for_patterns_of_more_than_0_7(world: Clusters) -> None:
+    """As served by default: early failures count too."""
+    router = make_router(world, explore="greedy", tau=0.1, guard=True)
+    serve(router, world, 600)
+    assert router.background_learn().patterns_extracted == K
+    patterns = router.engine.patterns.bank.patterns
+    assert np.average([p.avg_quality for p in patterns], weights=[p.cluster_size for p in patterns]) > 0.7
+
+
 def test_each_cluster_has_its_pattern_and_a_verdict_for_its_arm(world: Clusters) -> None:
     router = make_router(world)
     serve(router, world, 600)
