@@ -3,7 +3,9 @@
 import itertools
 import logging
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from reference import Clusters, PolicyRule
 
 from sona import Router, SonaEngine
 from sona.errors import SonaCorruptError, SonaStoreError, SonaTypeError, SonaValueError, SonaVersionError
+from sona.loops.background import BackgroundLoopConfig
 from sona.loops.journal import Journal, decode_state, encode_state
+from sona.patterns import PatternConfig
 from sona.store import FeedbackRow, SqliteStore, open_store
 
 Array = np.ndarray[Any, Any]
@@ -135,7 +139,8 @@ def test_ids_are_unique_over_restarts(tmp_path: Path) -> None:
 # Says which rewards are acknowledged; ends where it is told to, or is killed.
 CRASH = """
     import os, sys
-    from sona.loops.journal import Journal
+    from sona.loops.background import BackgroundLoopConfig
+from sona.loops.journal import Journal
     from test_journal import open_router, script_of, world
 
     path, save_every, end = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -622,6 +627,33 @@ def test_arms_that_change_while_serving_are_known_after_a_restart(tmp_path: Path
     with Router(today, store=tmp_path / "s.db") as router:
         assert all(router.feedback(d.id, 1.0) for d in decisions)
         assert router.stats()["learned"] == 24
+
+
+def test_what_a_router_kept_with_the_first_formats_is_read(tmp_path: Path) -> None:
+    """Weights, calibration, versions, patterns, memory, sources and a decision that waits for its reward: written once, read for ever."""
+    path = tmp_path / "s.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((Path(__file__).parent / "golden" / "router-1.sql").read_text())
+    config = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=2, k_clusters=2), min_trajectories=20)
+    with Router({"a": [1.0, 0.0], "b": [0.0, 1.0]}, store=path, background=config, seed=1, model_fingerprint="m1") as router:
+        assert router.stats()["engine"]["store"]["replayed"] == 0
+        served = np.array([[1.1177406, -0.1177405], [-0.1088549, 1.1088551]])
+        np.testing.assert_allclose(router.apply_batch(np.eye(2, dtype=np.float32)), served, atol=1e-6)
+        assert [(v.number, v.published, v.verdict) for v in router.engine.versions()] == [(1, False, "undecided"), (2, True, "served")]
+        found = router.engine.find_patterns([1.0, 1.0])
+        assert [(match.id, round(match.similarity, 4), match.quality) for match in found] == [(0, 0.9705, 1.0), (1, 0.97, 1.0)]
+        (memory,) = router.engine.memory.recall([0.6, 0.8], 1)
+        assert (memory.data, memory.similarity) == ({"note": "kept"}, pytest.approx(1))
+        assert (len(router.engine.memory), router.engine.memory.graph.cycle) == (5, 1)
+        assert {each.source: each.rewards for each in router.sources()} == {"s0": 20, "s1": 20}
+        assert router.feedback(1099511627817, 1.0)
+        assert router.feedback(1099511627816, 0.0)
+        router.engine.rollback(1)
+        assert router.deep_learn().status == "completed"
+        assert router.engine.store is not None
+        assert router.engine.store.integrity() == []
+    with SqliteStore(path) as store:
+        assert store.reward(1099511627817) == 1.0
 
 
 # ---- a disk that fails ----
