@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RunPython
 from reference import Clusters
 
 from sona import Router, SonaEngine
@@ -456,6 +457,42 @@ def test_cycles_are_the_same_for_the_same_seed() -> None:
         assert result.version is not None
         found.append(result.version.factors.to_bytes())
     assert found[0] == found[1]
+
+
+CYCLES = """
+    import sys
+    import numpy as np
+    from sona import Router
+    from sona.loops.background import BackgroundLoopConfig
+    from sona.loops.deep import DeepLoopConfig
+    from sona.patterns import PatternConfig
+
+    rng, d = np.random.default_rng(0), 64
+    centres = rng.normal(size=(12, d))
+    background = BackgroundLoopConfig(trial=False, patterns=PatternConfig(embedding_dim=d, k_clusters=30), min_trajectories=50)
+    router = Router(rng.normal(size=(6, d)), background=background, deep=DeepLoopConfig(dreams_per_cycle=20), retrieval=200, seed=1)
+    for rounds in (1500, 300):
+        for k in rng.integers(12, size=rounds):
+            decision = router.route(centres[k] + 0.8 * rng.normal(size=d))
+            router.feedback(decision.id, float(decision.index == k % 6))
+        version = router.background_learn().version
+    dreams = router.deep_learn().dreams
+    kept = {name: array for name, array in router.engine.state().items() if not name.startswith("drift.time")}
+    np.savez(
+        sys.argv[1], version=np.frombuffer(version.factors.to_bytes(), np.uint8), dreams=np.concatenate([dream.nodes for dream in dreams]),
+        strength=router.engine.memory.graph.strength, patterns=np.stack([p.centroid for p in router.engine.patterns.bank.patterns]), **kept,
+    )
+"""
+
+
+@pytest.mark.slow
+def test_cycles_are_the_same_with_any_number_of_threads(tmp_path: Path, run_python: RunPython) -> None:
+    """Of OpenMP and BLAS, which the clustering and large products use: bit for bit."""
+    for threads in ("1", "2", "5"):
+        run_python(CYCLES, tmp_path / f"{threads}.npz", OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    one, *others = (np.load(tmp_path / f"{threads}.npz") for threads in ("1", "2", "5"))
+    for other in others:
+        assert {name for name in one.files if one[name].tobytes() != other[name].tobytes()} == set()
 
 
 def test_learning_that_is_switched_off_skips_the_cycle(world: Clusters) -> None:

@@ -376,6 +376,33 @@ def test_arms_that_come_and_go_leave_nothing_behind_and_late_rewards_find_theirs
         assert [d.id for d in made if router.feedback(d.id, 0.0)] == rewarded
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_reward_that_cannot_be_learned_is_not_kept_either(restart: bool, tmp_path: Path) -> None:
+    """Its arm is gone: refused, and the rewards before and after it are learned and kept, once."""
+    source = world()
+    router = open_router(tmp_path / "s.db")
+    gone, other, after = (router.route(source.draw()[0], [k]) for k in (1, 2, 2))
+    if restart:
+        router.close()
+        router = open_router(tmp_path / "s.db")
+    assert router.feedback(other.id, 1.0)
+    router.remove_arm(1)
+    before = learned_bits(router)
+    for reward in (1.0, 0.0):
+        assert router.feedback(gone.id, reward) is False
+    assert learned_bits(router) == before
+    assert router.stats()["unknown_feedback"] == 2
+    assert router.feedback(after.id, 1.0)
+    poll(router)
+    learned = learned_bits(router)
+    router.close()
+    with SqliteStore(tmp_path / "s.db") as store:
+        assert [(row.id, row.reward) for _, row in store.feedback_after(0)] == [(other.id, 1.0), (after.id, 1.0)]
+    with Router({k: e for k, e in enumerate(source.arms) if k != 1}, store=tmp_path / "s.db", seed=1) as router:
+        assert router.stats()["engine"]["store"]["replayed"] == 0
+        assert learned_bits(router) == learned
+
+
 # ---- two processes ----
 
 
