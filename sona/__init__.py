@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from sona.memory.iit3 import Iit3Result, iit3
     from sona.memory.phi import Phi, phi
     from sona.patterns import LearnedPattern, PatternConfig, PatternType, ReasoningBank, Transitions, Verdict
+    from sona.ranker import Ranker, Ranking
     from sona.router import LoggedDecision, Router
     from sona.store import SqliteStore, open_store
     from sona.trajectory import Ring, TrajectoryBuffer, TrajectoryBuilder
@@ -113,6 +114,7 @@ _HOMES = {
     "sona.memory.iit3": ("Iit3Result", "iit3"),
     "sona.memory.phi": ("Phi", "phi"),
     "sona.patterns": ("LearnedPattern", "PatternConfig", "PatternType", "ReasoningBank", "Transitions", "Verdict"),
+    "sona.ranker": ("Ranker", "Ranking"),
     "sona.router": ("LoggedDecision", "Router"),
     "sona.store": ("SqliteStore", "open_store"),
     "sona.trajectory": ("Ring", "TrajectoryBuffer", "TrajectoryBuilder"),
@@ -172,6 +174,8 @@ __all__ = [
     "Phi",
     "PhiEvaluator",
     "QueryTrajectory",
+    "Ranker",
+    "Ranking",
     "ReasoningBank",
     "Recalled",
     "Ring",

@@ -23,7 +23,7 @@ from sona.loops.drift import Drift
 from sona.loops.ended import Ended
 from sona.loops.episodes import Episodes
 from sona.loops.forgetting import ForgetReport, MemoryRewards, StoredRewards
-from sona.loops.instant import InstantLoop, InstantLoopConfig
+from sona.loops.instant import Beside, InstantLoop, InstantLoopConfig
 from sona.loops.journal import FORKED, Journal
 from sona.loops.learners import Learners
 from sona.loops.limits import SourceLimits
@@ -72,6 +72,8 @@ class SonaEngine:
         What a source of a router's rewards may do; None: anything.
     drift : bool
         Whether a policy's rewards are watched for a change of the world.
+    beside : Beside, optional
+        Learns from the same trajectories, in the words of its owner, and is kept with the adapters.
 
     Attributes
     ----------
@@ -103,6 +105,7 @@ class SonaEngine:
         deep: DeepLoopConfig | None = None,
         sources: SourceLimits | None = None,
         drift: bool = False,
+        beside: Beside | None = None,
     ) -> None:
         c = self.config = config or SonaConfig()
         self.name = name
@@ -113,7 +116,8 @@ class SonaEngine:
         pending = InstantLoopConfig(
             micro_lora_rank=c.micro_lora_rank, max_pending_signals=c.trajectory_capacity, max_pending_bytes=c.trajectory_bytes
         )
-        self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants)
+        self.loop_a = InstantLoop(c.hidden_dim, pending, adapters=self.adapters, instants=self.instants, beside=beside)
+        self._learners.beside = beside
         self._open: OrderedDict[int, TrajectoryBuilder] = OrderedDict()
         self._counts = {"unknown_feedback": 0, "abandoned": 0, "clipped": 0, "rejected": 0}
         self.observed = Observed()

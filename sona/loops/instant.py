@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from sona.adapters import Adapter
 from sona.errors import SonaValueError
@@ -63,6 +66,16 @@ class InstantLoopMetrics:
     flushes: int = 0
 
 
+class Beside(Protocol):
+    """What else learns from the rewards of trajectories, and is kept with what the adapters learn."""
+
+    def learn(self, record: bytes, change: float) -> None:
+        """The reward of a trajectory's steps has grown by `change`; nothing had been learned of it before where it is the first."""
+
+    def state(self) -> dict[str, npt.NDArray[Any]]: ...
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None: ...
+
+
 class InstantLoop:
     """
     Records trajectories and learns from their steps.
@@ -73,6 +86,8 @@ class InstantLoop:
     config : InstantLoopConfig, optional
     adapters, instants : sequence, optional
         One of each per layer; default: one layer of their own.
+    beside : Beside, optional
+        Told of the rewards that come after the end of a trajectory.
 
     Thread-safety
     -------------
@@ -86,6 +101,7 @@ class InstantLoop:
         *,
         adapters: Sequence[Adapter] | None = None,
         instants: Sequence[Instant] | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.config = config or InstantLoopConfig()
         self.adapters = tuple(adapters or (Adapter(hidden_dim, micro=self.config.micro_lora_rank),))
@@ -95,6 +111,7 @@ class InstantLoop:
             raise SonaValueError(f"instant loop: expected one adapter and one instant step of dim {hidden_dim} per layer")
         self.buffer = TrajectoryBuffer(self.config.max_pending_signals, max_bytes=self.config.max_pending_bytes)
         self.metrics = InstantLoopMetrics()
+        self.beside = beside
         self._since_flush = 0
 
     def on_inference(self, trajectory: QueryTrajectory) -> list[float | None]:
@@ -125,7 +142,10 @@ class InstantLoop:
 
     def revise_record(self, record: bytes, learned: Sequence[float | None], reward: float) -> list[float | None]:
         """`revise` of a trajectory that is bytes already."""
-        return learn_steps(self, record, learned, reward)
+        now = learn_steps(self, record, learned, reward)
+        if self.beside is not None and now and now[0] is not None:
+            self.beside.learn(record, now[0] - (learned[0] or 0.0))
+        return now
 
     def flush_updates(self) -> None:
         """Fold micro into base in every layer. The output does not change."""

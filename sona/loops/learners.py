@@ -10,6 +10,7 @@ from sona.config import SonaConfig
 from sona.errors import SonaTypeError, SonaValueError, SonaVersionError
 from sona.loops._policy import Policy
 from sona.loops.drift import Drift
+from sona.loops.instant import Beside
 from sona.loops.learner import learned, new_adapter, new_instant, part, put_learned, put_rows, rows_of
 from sona.loops.limits import SourceLimits, Sources
 from sona.loops.taught import Taught
@@ -48,6 +49,8 @@ class Learners:
         Rewards learned that no log has: of trajectories, and of a warm start.
     taught : Taught
         Which trajectories, and what of which rings, are in here.
+    beside : Beside or None
+        What else learns from trajectories; None until its owner sets it, before anything is restored.
     """
 
     def __init__(self, config: SonaConfig, limits: SourceLimits | None) -> None:
@@ -60,6 +63,7 @@ class Learners:
         self.trial: Trial | None = None
         self.unlogged = 0
         self.taught = Taught()
+        self.beside: Beside | None = None
 
     def learn(self, id: int, reward: float, source: str | None) -> bool:
         """The reward in [0, 1] of a decision of the policy, for what its source counts; see `Sources.learn`."""
@@ -92,6 +96,8 @@ class Learners:
             arrays |= {f"trial.{key}": value for key, value in self.trial.state().items()}
         if self.drift is not None:
             arrays |= {f"drift.{key}": value for key, value in self.drift.state().items()}
+        if self.beside is not None:
+            arrays |= {f"beside.{key}": value for key, value in self.beside.state().items()}
         if self.unlogged:
             arrays["unlogged"] = np.array([self.unlogged])
         arrays |= {f"taught.{key}": value for key, value in self.taught.state().items()}
@@ -130,3 +136,5 @@ class Learners:
             self.begin_trial(Trial.restore(self.policy, new_adapter(self.config), new_instant(self.config), trial))
         if self.drift is not None:
             self.drift.restore(part(arrays, "drift."))
+        if self.beside is not None:
+            self.beside.restore(part(arrays, "beside."))

@@ -1,0 +1,487 @@
+"""Ranker: a query finds documents, and the clicks on what was shown move queries and documents towards each other."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sona._arrays import Floats, coerce, unit_rows
+from sona._fields import whole
+from sona._locks import lock
+from sona.config import SonaConfig
+from sona.engine import SonaEngine, Store
+from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
+from sona.ranker.clicks import Examination, click_gradient
+from sona.ranker.documents import DocumentId, Documents, checked_id, key_of, pack
+from sona.ranker.guard import Guard, draft
+from sona.store import load_snapshot
+
+# Measured on Debian's package descriptions, seeds 0 to 4: see docs/ranker.md.
+STEP = 0.2  # of the query's correction
+RANK = 64
+SHARED = 0.1  # of the requests get a list of both orders
+
+_EXPECTED = 0.01  # of a click: near nothing, so that the instant step takes the click's gradient as it is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """
+    What was found for a query.
+
+    Attributes
+    ----------
+    id : int
+        That `Ranker.clicked` takes.
+    documents : tuple
+        Ids, best first.
+    scores : float32 array of shape (k,)
+        Of the order that serves; on a shared list (`order` is "shared") they may go up and down.
+    propensities : float32 array of shape (k,)
+        Chance that a user looks at each place.
+    order : {"learned", "frozen", "shared"}
+        Whose order it is.
+    """
+
+    id: int
+    documents: tuple[Any, ...]
+    scores: Floats
+    propensities: Floats
+    order: str
+
+
+@dataclass(slots=True)
+class _Shown:
+    """A ranking that waits for its clicks: the trajectory of each click, and who has won a shared list so far."""
+
+    x: Floats
+    documents: tuple[DocumentId, ...]
+    propensities: Floats
+    teams: list[int] | None
+    clicks: dict[DocumentId, int | None] = field(default_factory=dict)  # None: it taught nothing
+    revoked: dict[DocumentId, int | None] = field(default_factory=dict)
+    winner: int = 0
+
+
+class _Beside:
+    """What the engine keeps beside the query's correction."""
+
+    def __init__(self, documents: Documents, guard: Guard) -> None:
+        self.documents, self.guard = documents, guard
+
+    def learn(self, record: bytes, change: float) -> None:
+        self.documents.learn(record, change)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        return self.documents.state() | self.guard.state()
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        self.documents.restore(arrays)
+        self.guard.restore(arrays)
+
+
+class Ranker:
+    """
+    Ranks documents by cosine similarity with a query, and learns from clicks on what it showed.
+
+    A click moves two things: the query, by a linear map that all queries share, and the documents of the list, each by a vector of its own.
+
+    Parameters
+    ----------
+    documents : mapping or array
+        id -> vector, or an array (n, dim) with `ids`. An id is a str or an int. Not kept in the store: give them again after a restart.
+    ids : sequence, optional
+        Of the rows of an array; default their numbers.
+    dim : int, optional
+        Length of a vector; needed where there are no documents yet.
+    examination : float or sequence of float
+        How likely a user looks at a place of the list: 1 / rank^examination, or the probabilities themselves from the first place on.
+    guard : bool
+        Let frozen and learned order share a tenth of the lists, and serve the frozen one while users click more on its documents.
+    normalize : bool
+        Scale vectors to unit norm; False keeps the documents' relative norms.
+    store : path, URL or store, optional
+        Keeps clicks and what was learned; None keeps it in memory.
+    pending : int
+        Rankings that wait for their clicks; of older ones clicks are answered with False.
+    seed : int
+        Of the draws which lists are shared.
+    name : str
+        Under which the state is kept in the store.
+    model_fingerprint : str, optional
+        Identifies the embedding model; a stored state of another one is refused.
+
+    Attributes
+    ----------
+    engine : SonaEngine
+        The engine underneath; its layer is what moves the query. Switched off (``enabled = False``), the order is the frozen one.
+
+    Raises
+    ------
+    SonaValueError, SonaTypeError
+        Vectors that are not finite or of different lengths, ids given twice, or options out of range.
+
+    Thread-safety
+    -------------
+    Every method may be called from any thread. `rank` waits for nobody; the others take turns.
+
+    Notes
+    -----
+    A list of one document teaches nothing: a click says which of the shown ones is better.
+    """
+
+    def __init__(
+        self,
+        documents: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any],
+        ids: Sequence[Any] | None = None,
+        *,
+        dim: int | None = None,
+        examination: float | Sequence[float] = 1.0,
+        guard: bool = True,
+        normalize: bool = True,
+        store: Store = None,
+        pending: int = 8192,
+        seed: int = 0,
+        name: str = "default",
+        model_fingerprint: str | None = None,
+    ) -> None:
+        names, vectors = _given(documents, ids, dim)
+        if whole(pending, "pending") < 1:
+            raise SonaValueError(f"pending: expected at least 1, got {pending}")
+        self._examination = Examination(examination)
+        self._normalize, self._scale = normalize, _mean_norm(vectors)
+        self._documents = Documents(vectors.shape[1])
+        self._documents.add(names, self._prepared(vectors))
+        self._guarded, self._guard = bool(guard), Guard()
+        self._random = Random(whole(seed, "seed"))
+        self._shown: OrderedDict[int, _Shown] = OrderedDict()
+        self._pending = pending
+        self._mutex = lock()  # held while a click is learned
+        self._clicks = self._unknown = 0
+        config = SonaConfig(
+            hidden_dim=vectors.shape[1], base_lora_rank=RANK, base_lora_rank_max=RANK, max_discard=0.5, p0=STEP, precondition="identity"
+        )
+        self.engine = SonaEngine(
+            config, store=store, name=name, model_fingerprint=model_fingerprint, beside=_Beside(self._documents, self._guard)
+        )
+        self._first = (self.engine.session << 40) + 1
+        self._numbers = count(self._first)
+        self._ranked = 0
+
+    def _prepared(self, vectors: Floats) -> Floats:
+        """At the norm that is served."""
+        return unit_rows(vectors) if self._normalize else vectors / np.float32(self._scale)
+
+    # ---- documents ----
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._documents
+
+    def add(self, documents: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any], ids: Sequence[Any] | None = None) -> None:
+        """
+        Serve these documents from the next request on; one that is here gets its new vector and keeps what clicks taught about it.
+
+        Parameters
+        ----------
+        documents, ids
+            As of the class; an array needs its ids here.
+        """
+        self._check_open()
+        if not isinstance(documents, Mapping) and ids is None:
+            raise SonaValueError("ids: expected one per row, got None")
+        names, vectors = _given(documents, ids, self._documents.dim)
+        self._documents.add(names, self._prepared(vectors))
+
+    def remove(self, id: DocumentId) -> None:
+        """Serve a document no more; SonaValueError where it is not here. What clicks taught about it is there again if it comes back."""
+        self._check_open()
+        self._documents.remove(checked_id(id))
+
+    # ---- requests ----
+
+    def rank(self, query: Any, k: int = 10, *, candidates: Sequence[DocumentId] | None = None) -> Ranking:
+        """
+        The k documents that answer a query best, best first.
+
+        Parameters
+        ----------
+        query : array of shape (dim,)
+            Any norm; finite.
+        k : int
+            Fewer come back where there are fewer.
+        candidates : sequence of ids, optional
+            Rank these only, of an index that found them before; ids that are not here are left out. Default all, by an exact scan.
+
+        Raises
+        ------
+        SonaValueError, SonaTypeError
+            A query of another shape or not finite, or k below 1. Nothing is remembered.
+        """
+        self._check_open()
+        if (k if type(k) is int else whole(k, "k")) < 1:
+            raise SonaValueError(f"k: expected at least 1, got {k}")
+        x = unit_rows(coerce(query, (self._documents.dim,), "query"))
+        enabled = self.engine.enabled
+        shared = enabled and self._guarded and self._random.random() < SHARED
+        frozen = not enabled or (self._guarded and self._guard.serves_frozen)
+        teams: list[int] | None = None
+        found, scores = self._best(x, k, candidates, frozen=frozen and not shared)
+        if shared:
+            found, teams = draft(found, self._best(x, k, candidates, frozen=True)[0], k, self._random)
+            if any(teams):
+                found, scores = self._scores(x, found, frozen=False)
+            else:  # both orders are the same: nothing to share
+                teams = None
+        documents = tuple(found)
+        propensities = self._examination(len(documents))
+        number = next(self._numbers)
+        self._shown[number] = _Shown(x, documents, propensities, teams)
+        while len(self._shown) > self._pending:
+            self._shown.popitem(last=False)
+        self._ranked += 1
+        order = "shared" if teams is not None else "frozen" if frozen and not shared else "learned"
+        return Ranking(id=number, documents=documents, scores=scores, propensities=propensities, order=order)
+
+    def _best(self, x: Floats, k: int, candidates: Sequence[DocumentId] | None, *, frozen: bool) -> tuple[list[DocumentId], Floats]:
+        if candidates is None:
+            return self._documents.top(x if frozen else self.engine.apply(x), k, frozen=frozen)
+        found, scores = self._scores(x, list(dict.fromkeys(map(checked_id, candidates))), frozen=frozen)
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [found[place] for place in order.tolist()], scores[order]
+
+    def _scores(self, x: Floats, ids: Sequence[DocumentId], *, frozen: bool) -> tuple[list[DocumentId], Floats]:
+        """Those of `ids` that are here, and their scores."""
+        places, vectors = self._documents.rows_of(ids, frozen=frozen)
+        scores: Floats = vectors @ (x if frozen else self.engine.apply(x))
+        return [ids[place] for place in places], scores
+
+    # ---- outcomes ----
+
+    def clicked(self, id: int, document: DocumentId, *, sync: bool = False) -> bool:
+        """
+        A user clicked on a document of a ranking: now or later, once or again, which changes nothing.
+
+        Parameters
+        ----------
+        id : int
+            Of the ranking.
+        document : str or int
+            One that it showed.
+        sync : bool
+            Return only when the click is durable in the store.
+
+        Returns
+        -------
+        bool
+            False, and counted, when the ranking is unknown or too long ago, or the document has been removed since.
+
+        Raises
+        ------
+        SonaValueError
+            The ranking did not show that document.
+        SonaStoreError
+            With sync=True: the store could not be written; the click is learned and will be tried again.
+        """
+        document = checked_id(document)
+        return self._take(whole(id, "id"), lambda shown: [*shown.clicks, document], [document], sync)
+
+    def feedback(self, id: int, clicks: Iterable[DocumentId], *, sync: bool = False) -> bool:
+        """
+        All clicks on a ranking, none included: clicks that were reported before and are not among these are taken back.
+
+        See `clicked`; documents that have been removed since are passed over.
+        """
+        if isinstance(clicks, str | bytes):
+            raise SonaTypeError(f"clicks: expected ids of documents, got {clicks!r}")
+        wanted = [checked_id(each) for each in clicks]
+        return self._take(whole(id, "id"), lambda shown: wanted, wanted, sync)
+
+    def _take(self, id: int, wanted_of: Any, named: Sequence[DocumentId], sync: bool) -> bool:
+        self._check_open()
+        if self.engine.journal is not None:
+            self.engine.journal.check_open()
+        with self._mutex:
+            shown = self._shown.get(id)
+            if shown is None:
+                self._unknown += 1
+                return False
+            for document in named:
+                if document not in shown.documents:
+                    raise SonaValueError(f"ranking {id}: expected one of the documents that it showed, got {document!r}")
+            wanted = wanted_of(shown)
+            known = [document for document in wanted if document in shown.clicks or document in self._documents]
+            if named and len(named) == 1 and not known:
+                self._unknown += 1
+                return False
+            for document in [each for each in shown.clicks if each not in known]:
+                self._revoke(shown, document)
+            for document in known:
+                if document not in shown.clicks:
+                    self._learn(shown, document)
+            self._count_win(shown)
+        if sync and self.engine.journal is not None:
+            self.engine.journal.flush()
+        return True
+
+    def _learn(self, shown: _Shown, document: DocumentId) -> None:
+        self._clicks += 1
+        tid = shown.revoked.pop(document, None)
+        if tid is None:
+            tid = self._record(shown, document)
+        if tid is not None:
+            self.engine.feedback(tid, 1.0)
+        shown.clicks[document] = tid
+
+    def _revoke(self, shown: _Shown, document: DocumentId) -> None:
+        self._clicks -= 1
+        tid = shown.clicks.pop(document)
+        if tid is not None:
+            self.engine.feedback(tid, 0.0)
+            shown.revoked[document] = tid
+
+    def _record(self, shown: _Shown, document: DocumentId) -> int | None:
+        """A trajectory that says what the click does, still without its reward; None where it does nothing."""
+        places, vectors = self._documents.rows_of(shown.documents)
+        clicked = shown.documents.index(document)
+        if clicked not in places or len(places) < 2:
+            return None
+        scores = (vectors @ self.engine.apply(shown.x)).astype(np.float64)
+        gradient = click_gradient(scores, places.index(clicked), float(shown.propensities[clicked]))
+        tid = self.engine.begin_trajectory(shown.x)
+        self.engine.add_step(
+            tid,
+            activations=gradient.astype(np.float32) @ vectors,
+            attention_weights=pack([key_of(shown.documents[place]) for place in places], gradient),
+            expected=_EXPECTED,
+        )
+        self.engine.end_trajectory(tid)
+        return tid
+
+    def _count_win(self, shown: _Shown) -> None:
+        if shown.teams is None:
+            return
+        credit = sum(team for document, team in zip(shown.documents, shown.teams, strict=True) if document in shown.clicks)
+        winner = (credit > 0) - (credit < 0)
+        self._guard.count(shown.winner, winner)
+        shown.winner = winner
+
+    # ---- state ----
+
+    def stats(self) -> dict[str, Any]:
+        """Counters by name; "wins" are those of (learned, frozen) on shared lists, "engine" the engine's counters."""
+        return {
+            "documents": len(self._documents),
+            "corrected": self._documents.corrected,
+            "rankings": self._ranked,
+            "clicks": self._clicks,
+            "unknown_feedback": self._unknown,
+            "serves_frozen": not self.engine.enabled or (self._guarded and self._guard.serves_frozen),
+            "wins": tuple(self._guard.wins),
+            "pending": len(self._shown),
+            "documents_bytes": self._documents.nbytes,
+            "engine": self.engine.stats(),
+        }
+
+    def tick(self) -> None:
+        """See `SonaEngine.tick`."""
+        with self._mutex:
+            self.engine.tick()
+
+    def flush(self) -> None:
+        """Return when every click so far is durable."""
+        with self._mutex:
+            self.engine.flush()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything learned to a snapshot directory, without the documents' vectors; the one before is kept beside it."""
+        with self._mutex:
+            self.engine.save(path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        documents: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any],
+        ids: Sequence[Any] | None = None,
+        *,
+        model_fingerprint: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """
+        A ranker from a snapshot directory; `documents`, `ids` and `options` as of the class.
+
+        Raises
+        ------
+        SonaCorruptError, SonaVersionError
+            The files are damaged, of a newer format, of another model than `model_fingerprint`, or no ranker's of that dim.
+        """
+        arrays, _ = load_snapshot(path, fingerprint=model_fingerprint)
+        if "beside.keys" not in arrays:
+            raise SonaVersionError(f"{os.fspath(path)}: expected the snapshot of a ranker, got that of an engine")
+        ranker = cls(documents, ids, model_fingerprint=model_fingerprint, **options)
+        try:
+            ranker.engine.restore(arrays)
+        except BaseException:
+            ranker.close()
+            raise
+        return ranker
+
+    # ---- end ----
+
+    def close(self) -> None:
+        """Write what is left and release the store; a second call does nothing."""
+        with self._mutex:
+            self.engine.close()
+
+    def _check_open(self) -> None:
+        if self.engine._closed:
+            raise SonaClosedError("the ranker is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise SonaTypeError(
+            f"{self!r}: expected save(path) and load(path), or a store, for a copy of what is learned; it cannot be pickled"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Ranker {len(self)} documents, dim={self._documents.dim}>"
+
+
+def _given(
+    documents: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any], ids: Sequence[Any] | None, dim: int | None
+) -> tuple[list[DocumentId], Floats]:
+    """Ids and vectors (n, dim) of what a caller passes as documents."""
+    if isinstance(documents, Mapping):
+        if ids is not None:
+            raise SonaValueError("ids: expected None with a mapping, whose keys they are")
+        ids, documents = list(documents), list(documents.values())
+    if len(documents) == 0:
+        if dim is None or whole(dim, "dim") < 1:
+            raise SonaValueError(f"dim: expected at least 1 where there are no documents yet, got {dim!r}")
+        return [], np.empty((0, dim), np.float32)
+    vectors = coerce(documents, (None, dim), "documents")
+    names = list(range(len(vectors))) if ids is None else [checked_id(id) for id in ids]
+    if len(names) != len(vectors):
+        raise SonaValueError(f"ids: expected one per row of {len(vectors)}, got {len(names)}")
+    return names, vectors
+
+
+def _mean_norm(vectors: Floats) -> float:
+    """1 where there are none."""
+    norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).mean()) if len(vectors) else 0.0
+    return norm or 1.0
