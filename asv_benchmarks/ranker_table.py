@@ -22,6 +22,8 @@ from row import print_lines
 from search_learners import SWEEP, Frozen, Nightly, Setting, Sona
 from search_streams import STREAMS, Corpus, Searches, User, quality
 
+BLOCK = 32  # queries that are drawn, and ranked by those who do not learn from each click, at a time
+
 # The best of the sweep (--tune) on each stream.
 TUNED = {"popular": Setting(), "once": Setting()}
 
@@ -30,16 +32,16 @@ def play(searches: Searches, learner: Frozen, user: User, points: Sequence[int])
     """(nDCG, MRR) over the frozen order's, once that many clicks have been given."""
     base = quality(Frozen(searches).scores, searches)
     given, found = 0, []
-    for point in points:
-        while given < point:
-            query, target = next(searches.draws)
-            shown = learner.show(query)
+    while len(found) < len(points):
+        block = [next(searches.draws) for _ in range(BLOCK)]
+        for (query, target), shown in zip(block, learner.show(np.stack([query for query, _ in block])), strict=True):
             clicks = user.clicks(shown, target)
             learner.learn(query, shown, clicks)
             given += len(clicks)
-        now = quality(learner.scores, searches)
-        found.append((now[0] / base[0], now[1] / base[1]))
-        print(f"    {type(learner).__name__} seed {user.seed}: {given} clicks {found[-1][0]:.4f} {found[-1][1]:.4f}", flush=True)
+            if len(found) < len(points) and given >= points[len(found)]:
+                now = quality(learner.scores, searches)
+                found.append((now[0] / base[0], now[1] / base[1]))
+                print(f"    {type(learner).__name__} seed {user.seed}: {given} clicks {found[-1][0]:.4f} {found[-1][1]:.4f}", flush=True)
     return found
 
 
@@ -59,11 +61,25 @@ def learning(corpus: Corpus, streams: Sequence[str], seeds: Sequence[int], point
 
 
 def tune(corpus: Corpus, streams: Sequence[str], seeds: Sequence[int], points: Sequence[int]) -> None:
+    """Each setting fitted on the same clicks, which were given on lists in the frozen order."""
     lines = [("stream", "setting of the nightly adapter", *(f"nDCG@10 after {point}" for point in points))]
     for stream in streams:
+        logs = []
+        for seed in seeds:
+            searches = STREAMS[stream](corpus, seed)
+            log = Nightly(searches, Setting())
+            log.due = points[-1] + 1000
+            play(searches, log, User(seed), points[-1:])
+            logs.append((searches, log.night, quality(Frozen(searches).scores, searches)[0]))
         for setting in SWEEP:
-            runs = [play(searches := STREAMS[stream](corpus, seed), Nightly(searches, setting), User(seed), points) for seed in seeds]
-            lines.append((stream, str(setting), *(spread([run[at][0] for run in runs]) for at in range(len(points)))))
+            found = []
+            for searches, night, base in logs:
+                for point in points:
+                    fitted = Nightly(searches, setting)
+                    fitted.night = night.first(point)
+                    fitted.fit()
+                    found.append(quality(fitted.scores, searches)[0] / base)
+            lines.append((stream, str(setting), *(spread(found[at :: len(points)]) for at in range(len(points)))))
             print(lines[-1], flush=True)
     print_lines(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +24,12 @@ class Frozen:
     def scores(self, queries: F32) -> F32:
         return np.asarray(queries @ self.documents.T)
 
-    def show(self, query: F32) -> list[int]:
-        scores = self.scores(query[None])[0]
-        best = np.argpartition(-scores, SHOWN)[:SHOWN]
-        return [int(row) for row in best[np.argsort(-scores[best])]]
+    def show(self, queries: F32) -> Iterator[list[int]]:
+        """The documents for each query, (m, d), as each is asked for."""
+        scores = self.scores(queries)
+        best = np.argpartition(scores, -SHOWN, axis=1)[:, -SHOWN:]
+        for row, found in zip(scores, best, strict=True):
+            yield [int(document) for document in found[np.argsort(-row[found])]]
 
     def learn(self, query: F32, shown: list[int], clicks: list[int]) -> None:
         pass
@@ -46,9 +49,10 @@ class Sona(Frozen):
         served = self.ranker._documents._rows.served[: len(self.documents)]
         return np.asarray(self.ranker.engine.apply_batch(queries) @ served.T)
 
-    def show(self, query: F32) -> list[int]:
-        self.last = self.ranker.rank(query, SHOWN)
-        return list(self.last.documents)
+    def show(self, queries: F32) -> Iterator[list[int]]:
+        for query in queries:
+            self.last = self.ranker.rank(query, SHOWN)
+            yield list(self.last.documents)
 
     def learn(self, query: F32, shown: list[int], clicks: list[int]) -> None:
         self.ranker.feedback(self.last.id, clicks)
@@ -67,7 +71,7 @@ class Setting:
     batch: int = 32
 
     def __str__(self) -> str:
-        more = (", decay %g" % self.decay if self.decay else "") + (", inverse" if self.inverse else "")
+        more = (f", decay {self.decay:g}" if self.decay else "") + (", inverse" if self.inverse else "")
         return f"rate {self.rate:g}, {self.epochs} epochs, temperature {self.temperature:g}, {self.hard} hard{more}"
 
 
@@ -88,6 +92,9 @@ class Night:
     passed: list[list[int]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
+    def first(self, count: int) -> Night:
+        return Night(self.queries[:count], self.clicked[:count], self.passed[:count], self.weights[:count])
+
 
 class Nightly(Frozen):
     """y = x M + b over the query, fitted from the identity on all clicks so far, after 100, 200, 400 and then every 500 clicks."""
@@ -107,7 +114,7 @@ class Nightly(Frozen):
             self.night.clicked.append(document)
             self.night.passed.append([each for each in shown if each != document][: SHOWN - 1])
             self.night.weights.append(min(place + 1, 10))
-        while len(self.night.clicked) >= self.due:
+        if len(self.night.clicked) >= self.due:
             self.due = 2 * self.due if self.due < 400 else 500 * (self.due // 500 + 1)
             self.fit()
 

@@ -106,7 +106,7 @@ class Corpus:
             parts = [sentences(long) for _, long in texts]
             first = np.cumsum([0, *map(len, parts)])
             short, long = embed([short for short, _ in texts]), embed([long for _, long in texts])
-            np.savez(kept, short=short, long=long, sentence=embed(sum(parts, [])), first=first)
+            np.savez(kept, short=short, long=long, sentence=embed([each for part in parts for each in part]), first=first)
             (directory / "corpus.json").write_text(json.dumps({"packages": len(texts), "sentences": int(first[-1])}))
         with np.load(kept) as arrays:
             return cls(**arrays)

@@ -163,7 +163,7 @@ class Documents:
         if None in ids:  # removed while the scan ran
             kept = [place for place, id in enumerate(ids) if id is not None]
             return [id for id in ids if id is not None], scores[kept]
-        return ids, scores  # type: ignore[return-value]
+        return ids, scores
 
     def rows_of(self, ids: Sequence[DocumentId], *, frozen: bool = False) -> tuple[list[int], Floats]:
         """Which of `ids` are here, as places in `ids`, and their vectors, (n, dim)."""

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from sona._arrays import Floats, coerce, unit_rows
 from sona._fields import whole
+from sona._kernels import Kernels
 from sona._locks import lock
+from sona._vector import checked
 from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
@@ -157,6 +159,7 @@ class Ranker:
             raise SonaValueError(f"pending: expected at least 1, got {pending}")
         self._examination = Examination(examination)
         self._normalize, self._scale = normalize, _mean_norm(vectors)
+        self._kernels = Kernels()
         self._documents = Documents(vectors.shape[1])
         self._documents.add(names, self._prepared(vectors))
         self._guarded, self._guard = bool(guard), Guard()
@@ -230,7 +233,7 @@ class Ranker:
         self._check_open()
         if (k if type(k) is int else whole(k, "k")) < 1:
             raise SonaValueError(f"k: expected at least 1, got {k}")
-        x = unit_rows(coerce(query, (self._documents.dim,), "query"))
+        x = self._unit(checked(query, self._documents.dim, "query"))
         enabled = self.engine.enabled
         shared = enabled and self._guarded and self._random.random() < SHARED
         frozen = not enabled or (self._guarded and self._guard.serves_frozen)
@@ -251,6 +254,12 @@ class Ranker:
         self._ranked += 1
         order = "shared" if teams is not None else "frozen" if frozen and not shared else "learned"
         return Ranking(id=number, documents=documents, scores=scores, propensities=propensities, order=order)
+
+    def _unit(self, query: Floats) -> Floats:
+        square = self._kernels.dot(query, query)
+        if 1e-30 < square < 1e30:  # else float32 may not hold it
+            return query * np.float32(square**-0.5)
+        return unit_rows(query)
 
     def _best(self, x: Floats, k: int, candidates: Sequence[DocumentId] | None, *, frozen: bool) -> tuple[list[DocumentId], Floats]:
         if candidates is None:
@@ -475,7 +484,7 @@ def _given(
             raise SonaValueError(f"dim: expected at least 1 where there are no documents yet, got {dim!r}")
         return [], np.empty((0, dim), np.float32)
     vectors = coerce(documents, (None, dim), "documents")
-    names = list(range(len(vectors))) if ids is None else [checked_id(id) for id in ids]
+    names: list[DocumentId] = list(range(len(vectors))) if ids is None else [checked_id(id) for id in ids]
     if len(names) != len(vectors):
         raise SonaValueError(f"ids: expected one per row of {len(vectors)}, got {len(names)}")
     return names, vectors
