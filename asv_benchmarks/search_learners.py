@@ -76,11 +76,14 @@ class Setting:
 
 
 SWEEP = [
-    Setting(rate, epochs, temperature, hard)
-    for temperature in (0.02, 0.05)
-    for rate, epochs in ((1e-4, 3), (3e-4, 3), (3e-4, 10), (1e-3, 3))
-    for hard in (0, 3, 9)
-] + [Setting(decay=1e-2), Setting(hard=9, decay=1e-2), Setting(inverse=True), Setting(rate=1e-4, epochs=10, hard=9, decay=1e-2)]
+    *(Setting(rate, epochs, hard=hard) for rate, epochs in ((1e-4, 3), (3e-4, 3), (1e-3, 3)) for hard in (3, 9)),
+    Setting(hard=0),
+    Setting(epochs=10, hard=9),
+    Setting(temperature=0.1, hard=9),
+    Setting(temperature=0.02, hard=9),
+    Setting(hard=9, decay=1e-2),
+    Setting(hard=9, inverse=True),
+]
 
 
 @dataclass
