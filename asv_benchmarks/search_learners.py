@@ -65,7 +65,7 @@ class Setting:
     rate: float = 3e-4
     epochs: int = 3
     temperature: float = 0.05
-    hard: int = 3
+    hard: int = 9
     decay: float = 0.0
     inverse: bool = False  # weigh clicks by 1 / propensity, at most 10
     batch: int = 32
@@ -76,13 +76,12 @@ class Setting:
 
 
 SWEEP = [
-    *(Setting(rate, epochs, hard=hard) for rate, epochs in ((1e-4, 3), (3e-4, 3), (1e-3, 3)) for hard in (3, 9)),
-    Setting(hard=0),
-    Setting(epochs=10, hard=9),
-    Setting(temperature=0.1, hard=9),
-    Setting(temperature=0.02, hard=9),
-    Setting(hard=9, decay=1e-2),
-    Setting(hard=9, inverse=True),
+    *(Setting(rate, 3, 0.05, hard) for rate in (1e-4, 3e-4, 1e-3) for hard in (0, 3, 9)),
+    *(Setting(rate, 3, temperature) for rate in (3e-4, 1e-3, 3e-3) for temperature in (0.1, 0.2, 0.4)),
+    *(Setting(3e-4, 10, temperature) for temperature in (0.05, 0.1, 0.2)),
+    Setting(temperature=0.02),
+    Setting(decay=1e-2),
+    Setting(3e-4, 3, 0.1, inverse=True),
 ]
 
 

@@ -371,7 +371,7 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path):
     with Ranker(town.documents, store=tmp_path / "sona.db") as again:
         assert orders(again) == expected
         assert learned(again) == before
-        with pytest.raises(SonaClosedError, match="ranker"):
+    with pytest.raises(SonaClosedError, match="ranker"):
         again.rank(vectors(1)[0])
 
 
