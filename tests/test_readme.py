@@ -97,10 +97,12 @@ def test_the_examples_of_watching_run():
         "docs/gate.md",
         "docs/memory.md",
         "docs/phi.md",
+        "docs/ranker.md",
         "docs/sklearn.md",
         "docs/sources.md",
         "docs/tutorials/migrate.md",
         "docs/tutorials/router_costs.md",
+        "docs/tutorials/search.md",
     ],
 )
 def test_an_example_prints_what_its_document_says(document: str):
