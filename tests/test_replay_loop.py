@@ -465,3 +465,38 @@ FORGOTTEN = """
 
 def test_what_is_forgotten_while_it_is_read_is_left_out(run_python: RunPython) -> None:
     run_python(FORGOTTEN)
+
+
+TORN = """
+    import gc
+    import numpy as np
+    from sona import Router
+
+    def read(turn):
+        router, seen = Router(np.eye(3, 8), pending=4), []
+        policy = router.engine.policy
+        first = router.route(np.eye(8)[0], [0, 1]).id
+        router.feedback(first, 1.0)
+
+        def elsewhere(phase, info):
+            seen.append(phase == "start")
+            if sum(seen) == turn and seen[-1]:
+                for _ in range(8):
+                    router.route(np.eye(8)[5])
+
+        held = [([], {}, tuple([n, n, n])) for n in range(3000)]  # else they come from where nothing is counted
+        gc.callbacks.append(elsewhere)
+        gc.set_threshold(1)
+        found = policy.recorded(first)
+        gc.set_threshold(700)
+        gc.callbacks.clear()
+        assert found["x"].tolist() == np.eye(8)[0].tolist(), found
+        assert (found["reward"], found["candidates"], found["own"]) == (1.0, [0, 1], True), found
+        return sum(seen) >= turn
+
+    assert any([read(turn) for turn in range(1, 5)])
+"""
+
+
+def test_a_decision_that_is_forgotten_while_it_is_read_is_read_as_it_was(run_python: RunPython) -> None:
+    run_python(TORN)

@@ -582,6 +582,9 @@ cdef class Policy:
         cdef int32_t k
         if record == NULL or not sona_policy_knew(self.handle, record.decision.arm, record.decision.version):
             return None
+        # What is allocated from here on may let other threads in, whose requests take the record's place.
+        cdef bytes kept = PyBytes_FromStringAndSize(<char *> record, record.size)
+        record = <sona_record *> <char *> kept
         rows = sona_record_candidates(record)
         candidates = None
         if rows != NULL or record.decision.version != self.version:
