@@ -324,17 +324,20 @@ def test_requests_during_close_are_served_or_refused(tmp_path: Path) -> None:
     assert set(rewarded) <= durable
 
 
-def test_a_reward_that_close_overtakes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["before it is looked at", "when it is about to be recorded"])
+def test_a_reward_that_close_overtakes_is_refused(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sona.db"
     router = make_router(store=path)
     decision = router.route(np.ones(DIM))
-    to_unit = router.engine._unit
+    owner: Any = router.engine if where.startswith("before") else router
+    name = "_unit" if where.startswith("before") else "_accept"
+    real = getattr(owner, name)
     checked, closed = threading.Event(), threading.Event()
 
-    def slowly(reward: float) -> float:
+    def slowly(*arguments: Any) -> Any:
         checked.set()
         assert closed.wait(10)
-        return to_unit(reward)
+        return real(*arguments)
 
     def give() -> None:
         with pytest.raises(SonaClosedError):
@@ -345,7 +348,7 @@ def test_a_reward_that_close_overtakes_is_refused(tmp_path: Path, monkeypatch: p
         router.close()
         closed.set()
 
-    monkeypatch.setattr(router.engine, "_unit", slowly)
+    monkeypatch.setattr(owner, name, slowly)
     together(give, close)
     assert router.stats()["learned"] == 0
     with sona.SqliteStore(path) as store:

@@ -266,6 +266,14 @@ static void test_a_step_without_a_probability(void) {
   CHECK_EQ(sona_instant_step(l.instant, l.adapter, x, v, 1.5f, 0, 1, 1, 0, NULL), SONA_EINVAL);
   CHECK_EQ(sona_instant_step(l.instant, l.adapter, x, v, 0.5f, 2, 1, 1, 0, NULL), SONA_EINVAL);
   CHECK_EQ(sona_instant_step(l.instant, l.adapter, x, v, 0.5f, 0, 1, 2, 0, NULL), SONA_EINVAL);
+  const sona_calibration calibration = sona_instant_calibration(l.instant);
+  const sona_adapter_info learned = sona_adapter_describe(l.adapter);
+  static const float no_rewards[] = {NAN, INFINITY, -INFINITY, -0.01f, 1.01f};
+  for (size_t i = 0; i < sizeof no_rewards / sizeof *no_rewards; i++)
+    CHECK_EQ(sona_instant_step(l.instant, l.adapter, x, v, 0.5f, 0, no_rewards[i], 1, 0, NULL), i < 3 ? SONA_ENONFINITE : SONA_EINVAL);
+  const sona_calibration still = sona_instant_calibration(l.instant);
+  CHECK(still.rewarded == calibration.rewarded && still.shown == calibration.shown && still.steps == calibration.steps);
+  CHECK_EQ(sona_adapter_describe(l.adapter).total, learned.total);
   const float variance = sona_instant_variance(l.instant, x);
   sona_instant_soften(l.instant, 0); /* all is forgotten */
   CHECK(sona_instant_variance(l.instant, x) > variance);
