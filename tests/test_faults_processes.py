@@ -389,10 +389,36 @@ def test_a_callback_may_call_everything(tmp_path: Path) -> None:
         router.engine.versions()
         router.stats()
 
+    class Watcher:
+        """Calls all of it once at each end of a piece of work, and not for the work that this makes."""
+
+        def __init__(self) -> None:
+            self.calling, self.heard = False, set[str]()
+
+        def began(self, work: str) -> None:
+            self.told(work, "began")
+
+        def ended(self, _: object, result: object) -> None:
+            self.told(type(result).__name__, "ended")
+
+        failed = ended
+
+        def told(self, what: str, how: str) -> None:
+            self.heard.add(f"{what} {how}")
+            if not self.calling:
+                self.calling = True
+                everything(watcher)
+                self.calling = False
+
     now = [0.0]
+    watcher = Watcher()
     coordinator = LoopCoordinator(router, on_cycle=everything, on_deep_cycle=everything, clock=lambda: now[0])
 
     def work() -> None:
+        router.engine.observed.add(watcher)
+        router.background_learn()
+        router.deep_learn()
+        router.engine.observed.remove(watcher)
         for now[0] in (3600.0, 8 * 86400.0, 8 * 86400.0 + 1):
             coordinator.run_due()
         router.engine.deep_learn(progress=everything)
@@ -402,7 +428,8 @@ def test_a_callback_may_call_everything(tmp_path: Path) -> None:
     thread.join(60)
     assert not thread.is_alive(), "a callback waits for itself"
     assert coordinator.failures == 0, coordinator.last_error
-    assert {"BackgroundResult", "DeepResult", "int"} <= set(seen)
+    assert {"BackgroundResult", "DeepResult", "int", "Watcher"} <= set(seen)
+    assert watcher.heard >= {"background_cycle began", "deep_cycle began", "BackgroundResult ended", "DeepResult ended"}
     router.close()
 
 
