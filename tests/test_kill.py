@@ -201,30 +201,31 @@ KINDS = {"rewards": (reward_for_ever, 3, 0.2), "cycles": (cycle_for_ever, 1, 0.5
 def test_kills_lose_nothing_and_tear_nothing(kills: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(11)
     done: Counter[str] = Counter()
-    acknowledged = versions = cycles = 0
+    acknowledged, progress = 0, Counter({"version": 0, "cycle": 0})
+    least = {"rewards": {}, "cycles": {"version": kills["cycles"] / 5}, "dreams": {"cycle": kills["dreams"] / 2}}
     for kind, (target, count, longest) in KINDS.items():
         known: dict[int, float] = {}
         reached = {"version": 0, "cycle": 0}
         rounds = 0
-        while done[kind] < kills[kind]:
+        while done[kind] < kills[kind] or any(progress[what] < most for what, most in least[kind].items()):
+            if done[kind] >= kills[kind]:  # a machine that is busy with something else: longer lives, which come to what is to be killed
+                longest *= 2
+                assert longest < 100
             if rounds % 15 == 0:  # a new file from time to time: its making is killed too, and looking at it stays quick
                 path, known, reached = tmp_path / f"{kind}-{rounds}.db", {}, {"version": 0, "cycle": 0}
-            victims = Victims(target, path, rng, min(count, kills[kind] - done[kind]), longest)
+            victims = Victims(target, path, rng, min(count, max(kills[kind] - done[kind], 1)), longest)
             done[kind] += len(victims.seen)
             for seen in victims.seen:
                 new = rewards_of(seen)
                 known |= new
                 acknowledged += len(new)
             before, reached = reached, look(path, known, [each for seen in victims.seen for each in seen], reached)
-            versions += reached["version"] - before["version"]
-            cycles += reached["cycle"] - before["cycle"]
+            progress.update({what: reached[what] - before[what] for what in reached})
             rounds += 1
-    assert dict(done) == kills
+    assert all(done[kind] >= kills[kind] for kind in kills)
     assert acknowledged > 5 * sum(kills.values())
-    assert versions >= kills["cycles"] / 5
-    assert cycles >= kills["dreams"] / 2
     with capsys.disabled():
         print(
             f"\n{sum(done.values())} kills ({', '.join(f'{n} of {kind}' for kind, n in done.items())}): {acknowledged} acknowledged"
-            f" rewards, {versions} versions, {cycles} deep cycles; none lost, none torn"
+            f" rewards, {progress['version']} versions, {progress['cycle']} deep cycles; none lost, none torn"
         )
