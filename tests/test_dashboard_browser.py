@@ -206,7 +206,9 @@ def test_an_empty_store_says_so(page: Browser, tmp_path: Path) -> None:
 # ---- live ----
 
 
-def test_what_is_new_is_drawn_within_seconds_and_details_stay_open(page: Browser, tmp_path: Path) -> None:
+def test_what_is_new_is_drawn_within_seconds_and_whoever_reads_is_left_alone(page: Browser, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
     page.size(1280)
     with make_router(tmp_path / "s.db") as router, Dashboard(tmp_path / "s.db") as dashboard:
         serve(router, 50)
@@ -223,6 +225,17 @@ def test_what_is_new_is_drawn_within_seconds_and_details_stay_open(page: Browser
         page.until("document.querySelector('#arms caption').innerText.includes('70 rewards')")
         assert page.run("document.querySelector('#rewards details').open")
         assert took < 5
+        page.run("document.querySelector('#rewards svg[role=img]').focus()")
+        page.driver.switch_to.active_element.send_keys(Keys.HOME)
+        words = page.text("#rewards .readout")
+        serve(router, 30)
+        router.flush()
+        page.until("document.querySelector('#arms caption').innerText.includes('100 rewards')")
+        time.sleep(0.6)
+        assert page.run("document.activeElement === document.querySelector('#rewards svg[role=img]')")  # whoever reads is left alone
+        assert page.text("#rewards .readout") == words
+        page.run("document.activeElement.blur()")
+        page.until("document.querySelectorAll('#rewards tbody tr').length === 4")
     page.until("document.querySelector('#live').className === 'off'")
     assert "does not answer" in page.text("#live")
 

@@ -117,7 +117,7 @@ class Board:
         with self._locks[part]:
             tag = self.tags()[part]
             if key not in self._cache or self._cache[key][0] != tag:
-                for old in [each for each in self._cache if each[0] == part][: 1 - KEPT]:
+                for old in [each for each in list(self._cache) if each[0] == part][: 1 - KEPT]:
                     del self._cache[old]
                 self._cache[key] = (tag, plain(make(newest)))
             return {"tag": tag, **self._cache[key][1]}

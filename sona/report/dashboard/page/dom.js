@@ -20,8 +20,26 @@ export function svg(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
+let pointed = { place: null, at: 0 };
+document.addEventListener("pointermove", (event) => { pointed = { place: event.target.closest?.(".part") ?? null, at: performance.now() }; });
+const waiting = new Map(); // id -> what is drawn there when nobody reads it any more
+
+// Whether somebody reads a chart there: it has the keyboard's focus, or the pointer was moved over it a moment ago.
+function read(place) {
+  return place.querySelector("svg[role=img]:focus-visible") !== null || (pointed.place === place && performance.now() - pointed.at < 2000);
+}
+
+setInterval(() => {
+  for (const [id, children] of [...waiting]) put(id, ...children);
+}, 500);
+
 export function put(id, ...children) {
   const place = document.getElementById(id);
+  waiting.delete(id);
+  if (read(place)) {
+    waiting.set(id, children);
+    return;
+  }
   const open = new Set([...place.querySelectorAll("details[open]")].map((each) => each.dataset.key));
   place.replaceChildren(...children.flat(Infinity).filter(Boolean));
   for (const each of place.querySelectorAll("details")) if (open.has(each.dataset.key)) each.open = true;
