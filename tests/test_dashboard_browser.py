@@ -160,6 +160,9 @@ def test_nothing_is_cut_off_at_any_width(page: Browser, path: Path, width: int, 
         if width < 500:
             least = page.run("Math.min(...[...document.querySelectorAll('button')].map((each) => each.getBoundingClientRect().height))")
             assert least >= 44  # a finger
+            assert page.run(
+                "[...document.querySelectorAll('#arms .scroll, #versions .scroll')].every((each) => each.scrollWidth <= each.clientWidth)"
+            )
         picture(page, f"{width}{'-dark' if dark else ''}")
         assert page.problems() == []
 
