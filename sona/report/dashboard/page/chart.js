@@ -132,7 +132,7 @@ export function legend(entries) {
 // bars: [{name, value, words}]
 export function bars({ title, bars: given }) {
   return responsive((width) => {
-    const slot = width / given.length, turned = slot < 58, ground = 116, height = ground + (turned ? 58 : 26);
+    const slot = (width - 12) / given.length, turned = slot < 58, ground = 116, height = ground + (turned ? 58 : 26);
     const most = Math.max(...given.map((bar) => bar.value), 1);
     const places = given.map((bar, at) => ({ x: (at + 0.5) * slot, y: ground - (bar.value / most) * (ground - 12), words: bar.words }));
     const rule = svg("rect", { class: "chosen", y: 2, height: ground, width: slot, x: -slot * 2 });
@@ -143,7 +143,7 @@ export function bars({ title, bars: given }) {
     ]);
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${title}. Arrow keys read its values.` },
       rule, drawn, svg("line", { class: "grid", x1: 0, x2: width, y1: ground, y2: ground }));
-    const words = cursor(drawing, places, (p) => rule.setAttribute("x", p.x - slot / 2), (at) => Math.floor(at / slot));
+    const words = cursor(drawing, places, (p) => rule.setAttribute("x", p.x - slot / 2), (at) => Math.min(Math.floor(at / slot), places.length - 1));
     return [drawing, words];
   });
 }
