@@ -66,8 +66,10 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 def calls() -> Iterator[tuple[Path, ast.Module, ast.Call]]:
     """Every call of a method of a module's `log`."""
     for path in sorted((ROOT / "sona").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        own = "log = logging.getLogger(__name__)" in map(ast.unparse, tree.body)
+        text = path.read_text(encoding="utf-8")
+        if not re.search(rf"\.({'|'.join(LEVELS)})\(", text):
+            continue
+        tree, own = ast.parse(text), "\nlog = logging.getLogger(__name__)\n" in text
         for node in ast.walk(tree):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS):
                 continue
@@ -292,6 +294,21 @@ def test_a_warning_reaches_who_has_configured_nothing_and_news_do_not(run_python
     """
     done = run_python(script)
     assert re.fullmatch(r"store: the disk is full; \d+ rows wait, 0 were dropped\n", done.stderr)
+
+
+def test_no_name_of_an_arm_or_a_source_and_no_reward_is_said(lines: Callable[[], list[dict[str, Any]]], tmp_path: Path):
+    secret, reward = "alice@example.org", 0.123456789
+    arms = {secret: np.eye(DIM)[0], "b": np.eye(DIM)[1]}
+    with sona.Router(arms, store=tmp_path / "s.db", background=QUICK, sources=sona.SourceLimits()) as router:
+        for x in np.random.default_rng(0).standard_normal((60, DIM)):
+            router.feedback(router.route(x).id, reward, source=secret)
+        version = router.background_learn().version
+        router.deep_learn()
+        router.engine.rollback(version)
+        router.forget_source(secret)
+    found = lines()
+    assert {"gate.decided", "background.cycle", "deep.cycle", "version.published", "source.forgotten"} <= {line["event"] for line in found}
+    assert not [line for line in found for word in ("alice", "0.1234") if word in json.dumps(line)]
 
 
 # ---- as JSON ----
