@@ -25,7 +25,7 @@ from search_streams import STREAMS, Corpus, Searches, User, quality
 BLOCK = 32  # queries that are drawn, and ranked by those who do not learn from each click, at a time
 
 # The best of the sweep (--tune) on each stream.
-TUNED = {"popular": Setting(), "once": Setting()}
+TUNED = {"popular": Setting(1e-3, 3, 0.1), "once": Setting(3e-4, 3, 0.1)}
 
 
 def play(searches: Searches, learner: Frozen, user: User, points: Sequence[int]) -> list[tuple[float, float]]:

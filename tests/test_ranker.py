@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import sona
 from sona import Ranker
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
-from sona.ranker.clicks import CLIP, DOUBT, TEMPERATURE, Examination, click_gradient
+from sona.ranker.clicks import CLIP, DOUBT, TEMPERATURE, Examination, click_gradient, click_weight
 from sona.ranker.documents import CORRECTED, Documents, key_of, pack, unpack
 from sona.ranker.guard import FROZEN, LEARNED, Guard, draft
 
@@ -139,7 +139,7 @@ def test_what_is_served_is_what_was_added_and_not_removed(steps):
 @given(st.integers(2, 12), st.integers(0, 1000))
 def test_a_click_is_the_gradient_of_its_likelihood(k, seed):
     random = np.random.default_rng(seed)
-    scores, clicked, propensity = random.uniform(-0.5, 1, k), int(random.integers(k)), float(random.uniform(0.05, 1))
+    scores, clicked = random.uniform(-0.5, 1, k), int(random.integers(k))
 
     def log_pi(s):
         z = s / TEMPERATURE
@@ -148,8 +148,11 @@ def test_a_click_is_the_gradient_of_its_likelihood(k, seed):
     eps = 1e-6
     slope = np.array([(log_pi(scores + eps * e) - log_pi(scores - eps * e)) / (2 * eps) for e in np.eye(k)]) * TEMPERATURE
     pi = np.exp(log_pi(scores))
-    expected = slope * min(1 / propensity, CLIP) * pi / (pi + DOUBT)
-    np.testing.assert_allclose(click_gradient(scores, clicked, propensity), expected, atol=1e-7)
+    np.testing.assert_allclose(click_gradient(scores, clicked), slope * pi / (pi + DOUBT), atol=1e-7)
+
+
+def test_a_click_where_few_look_counts_more_up_to_a_bound():
+    assert [click_weight(p) for p in (1.0, 0.8, 0.01)] == [1, 1.25, CLIP]
 
 
 def test_examination_is_a_power_law_or_what_is_given():

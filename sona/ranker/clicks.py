@@ -59,13 +59,12 @@ class Examination:
         return found
 
 
-def click_gradient(scores: Doubles, clicked: int, propensity: float) -> Doubles:
+def click_gradient(scores: Doubles, clicked: int) -> Doubles:
     """
     How much one click moves each document of its list towards the query, (k,); the sum is 0.
 
-    The gradient of log pi[clicked], pi = softmax(scores / temperature), times 1 / propensity (clipped) for those who never looked that far,
-    times pi[clicked] / (pi[clicked] + doubt): the chance that the click was meant. Without the last factor, stray clicks far down the
-    list, where each counts most, undo what the others teach.
+    The gradient of log pi[clicked], pi = softmax(scores / temperature), times pi[clicked] / (pi[clicked] + doubt): the chance that the click
+    was meant. Without that factor stray clicks far down the list undo what the others teach.
 
     Parameters
     ----------
@@ -73,13 +72,16 @@ def click_gradient(scores: Doubles, clicked: int, propensity: float) -> Doubles:
         Cosine similarities of today.
     clicked : int
         Place in the list.
-    propensity : float
-        Chance that the user looked at that place.
     """
     z = scores / TEMPERATURE
     pi = np.exp(z - z.max())
     pi /= pi.sum()
-    weight = min(1 / propensity, CLIP) * pi[clicked] / (pi[clicked] + DOUBT)
-    gradient: Doubles = -weight * pi
-    gradient[clicked] += weight
+    trust = pi[clicked] / (pi[clicked] + DOUBT)
+    gradient: Doubles = -trust * pi
+    gradient[clicked] += trust
     return gradient
+
+
+def click_weight(propensity: float) -> float:
+    """Of a click on a place that a user looks at with that chance, for those who did not look: 1 / propensity, bounded."""
+    return min(1 / propensity, CLIP)

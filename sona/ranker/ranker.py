@@ -20,7 +20,7 @@ from sona._vector import checked
 from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
-from sona.ranker.clicks import Examination, click_gradient
+from sona.ranker.clicks import Examination, click_gradient, click_weight
 from sona.ranker.documents import DocumentId, Documents, checked_id, key_of, pack
 from sona.ranker.guard import Guard, draft
 from sona.store import load_snapshot
@@ -365,12 +365,13 @@ class Ranker:
         if clicked not in places or len(places) < 2:
             return None
         scores = (vectors @ self.engine.apply(shown.x)).astype(np.float64)
-        gradient = click_gradient(scores, places.index(clicked), float(shown.propensities[clicked]))
+        gradient = click_gradient(scores, places.index(clicked))
+        weight = click_weight(float(shown.propensities[clicked]))  # for the documents; in the shared map it was noise, not a correction
         tid = self.engine.begin_trajectory(shown.x)
         self.engine.add_step(
             tid,
             activations=gradient.astype(np.float32) @ vectors,
-            attention_weights=pack([key_of(shown.documents[place]) for place in places], gradient),
+            attention_weights=pack([key_of(shown.documents[place]) for place in places], weight * gradient),
             expected=_EXPECTED,
         )
         self.engine.end_trajectory(tid)
