@@ -63,8 +63,8 @@ def click_gradient(scores: Doubles, clicked: int) -> Doubles:
     """
     How much one click moves each document of its list towards the query, (k,); the sum is 0.
 
-    The gradient of log pi[clicked], pi = softmax(scores / temperature), times pi[clicked] / (pi[clicked] + doubt): the chance that the click
-    was meant. Without that factor stray clicks far down the list undo what the others teach.
+    The gradient of log pi[clicked], pi = softmax(scores / temperature), times pi[clicked] / (pi[clicked] + doubt): the chance that the
+    click was meant. Without that factor stray clicks far down the list undo what the others teach.
 
     Parameters
     ----------

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats
+from sona._arrays import Floats, coerce
 from sona._fields import whole
 from sona._kernels import Kernels
 from sona._locks import lock
@@ -38,6 +38,31 @@ def checked_id(id: Any) -> DocumentId:
     except SonaTypeError:
         raise SonaTypeError(f"document: expected a str or an int as id, got {type(id).__name__}") from None
     return number
+
+
+def given_documents(
+    documents: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any], ids: Sequence[Any] | None, dim: int | None
+) -> tuple[list[DocumentId], Floats]:
+    """Ids and vectors (n, dim) of what a caller passes as documents."""
+    if isinstance(documents, Mapping):
+        if ids is not None:
+            raise SonaValueError("ids: expected None with a mapping, whose keys they are")
+        ids, documents = list(documents), list(documents.values())
+    if len(documents) == 0:
+        if dim is None or whole(dim, "dim") < 1:
+            raise SonaValueError(f"dim: expected at least 1 where there are no documents yet, got {dim!r}")
+        return [], np.empty((0, dim), np.float32)
+    vectors = coerce(documents, (None, dim), "documents")
+    names: list[DocumentId] = list(range(len(vectors))) if ids is None else [checked_id(id) for id in ids]
+    if len(names) != len(vectors):
+        raise SonaValueError(f"ids: expected one per row of {len(vectors)}, got {len(names)}")
+    return names, vectors
+
+
+def mean_norm(vectors: Floats) -> float:
+    """1 where there are none."""
+    norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).mean()) if len(vectors) else 0.0
+    return norm or 1.0
 
 
 def pack(keys: Sequence[int], gradient: npt.NDArray[np.float64]) -> Floats:

@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from random import Random
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from sona._arrays import Floats, coerce, unit_rows
+from sona._arrays import Floats, unit_rows
 from sona._fields import whole
 from sona._kernels import Kernels
 from sona._locks import lock
@@ -20,17 +20,16 @@ from sona._vector import checked
 from sona.config import SonaConfig
 from sona.engine import SonaEngine, Store
 from sona.errors import SonaClosedError, SonaTypeError, SonaValueError, SonaVersionError
-from sona.ranker.clicks import Examination, click_gradient, click_weight
-from sona.ranker.documents import DocumentId, Documents, checked_id, key_of, pack
+from sona.ranker.clicks import Examination
+from sona.ranker.documents import DocumentId, Documents, checked_id, given_documents, mean_norm
 from sona.ranker.guard import Guard, draft
+from sona.ranker.learning import Beside, Clicks, Shown
 from sona.store import load_snapshot
 
 # Measured on Debian's package descriptions, seeds 0 to 4: see docs/ranker.md.
 STEP = 0.2  # of the query's correction
 RANK = 64
 SHARED = 0.1  # of the requests get a list of both orders
-
-_EXPECTED = 0.01  # of a click: near nothing, so that the instant step takes the click's gradient as it is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,36 +56,6 @@ class Ranking:
     scores: Floats
     propensities: Floats
     order: str
-
-
-@dataclass(slots=True)
-class _Shown:
-    """A ranking that waits for its clicks: the trajectory of each click, and who has won a shared list so far."""
-
-    x: Floats
-    documents: tuple[DocumentId, ...]
-    propensities: Floats
-    teams: list[int] | None
-    clicks: dict[DocumentId, int | None] = field(default_factory=dict)  # None: it taught nothing
-    revoked: dict[DocumentId, int | None] = field(default_factory=dict)
-    winner: int = 0
-
-
-class _Beside:
-    """What the engine keeps beside the query's correction."""
-
-    def __init__(self, documents: Documents, guard: Guard) -> None:
-        self.documents, self.guard = documents, guard
-
-    def learn(self, record: bytes, change: float) -> None:
-        self.documents.learn(record, change)
-
-    def state(self) -> dict[str, npt.NDArray[Any]]:
-        return self.documents.state() | self.guard.state()
-
-    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        self.documents.restore(arrays)
-        self.guard.restore(arrays)
 
 
 class Ranker:
@@ -154,26 +123,27 @@ class Ranker:
         name: str = "default",
         model_fingerprint: str | None = None,
     ) -> None:
-        names, vectors = _given(documents, ids, dim)
+        names, vectors = given_documents(documents, ids, dim)
         if whole(pending, "pending") < 1:
             raise SonaValueError(f"pending: expected at least 1, got {pending}")
         self._examination = Examination(examination)
-        self._normalize, self._scale = normalize, _mean_norm(vectors)
+        self._normalize, self._scale = normalize, mean_norm(vectors)
         self._kernels = Kernels()
         self._documents = Documents(vectors.shape[1])
         self._documents.add(names, self._prepared(vectors))
         self._guarded, self._guard = bool(guard), Guard()
         self._random = Random(whole(seed, "seed"))
-        self._shown: OrderedDict[int, _Shown] = OrderedDict()
+        self._shown: OrderedDict[int, Shown] = OrderedDict()
         self._pending = pending
         self._mutex = lock()  # held while a click is learned
-        self._clicks = self._unknown = 0
+        self._unknown = 0
         config = SonaConfig(
             hidden_dim=vectors.shape[1], base_lora_rank=RANK, base_lora_rank_max=RANK, max_discard=0.5, p0=STEP, precondition="identity"
         )
         self.engine = SonaEngine(
-            config, store=store, name=name, model_fingerprint=model_fingerprint, beside=_Beside(self._documents, self._guard)
+            config, store=store, name=name, model_fingerprint=model_fingerprint, beside=Beside(self._documents, self._guard)
         )
+        self._clicks = Clicks(self.engine, self._documents, self._guard)
         self._first = (self.engine.session << 40) + 1
         self._numbers = count(self._first)
         self._ranked = 0
@@ -202,7 +172,7 @@ class Ranker:
         self._check_open()
         if not isinstance(documents, Mapping) and ids is None:
             raise SonaValueError("ids: expected one per row, got None")
-        names, vectors = _given(documents, ids, self._documents.dim)
+        names, vectors = given_documents(documents, ids, self._documents.dim)
         self._documents.add(names, self._prepared(vectors))
 
     def remove(self, id: DocumentId) -> None:
@@ -248,7 +218,7 @@ class Ranker:
         documents = tuple(found)
         propensities = self._examination(len(documents))
         number = next(self._numbers)
-        self._shown[number] = _Shown(x, documents, propensities, teams)
+        self._shown[number] = Shown(x, documents, propensities, teams)
         while len(self._shown) > self._pending:
             self._shown.popitem(last=False)
         self._ranked += 1
@@ -327,63 +297,14 @@ class Ranker:
             for document in named:
                 if document not in shown.documents:
                     raise SonaValueError(f"ranking {id}: expected one of the documents that it showed, got {document!r}")
-            wanted = wanted_of(shown)
-            known = [document for document in wanted if document in shown.clicks or document in self._documents]
-            if named and len(named) == 1 and not known:
+            wanted = [each for each in wanted_of(shown) if each in shown.clicks or each in self._documents]
+            if len(named) == 1 and not wanted:
                 self._unknown += 1
                 return False
-            for document in [each for each in shown.clicks if each not in known]:
-                self._revoke(shown, document)
-            for document in known:
-                if document not in shown.clicks:
-                    self._learn(shown, document)
-            self._count_win(shown)
+            self._clicks.put(shown, wanted)
         if sync and self.engine.journal is not None:
             self.engine.journal.flush()
         return True
-
-    def _learn(self, shown: _Shown, document: DocumentId) -> None:
-        self._clicks += 1
-        tid = shown.revoked.pop(document, None)
-        if tid is None:
-            tid = self._record(shown, document)
-        if tid is not None:
-            self.engine.feedback(tid, 1.0)
-        shown.clicks[document] = tid
-
-    def _revoke(self, shown: _Shown, document: DocumentId) -> None:
-        self._clicks -= 1
-        tid = shown.clicks.pop(document)
-        if tid is not None:
-            self.engine.feedback(tid, 0.0)
-            shown.revoked[document] = tid
-
-    def _record(self, shown: _Shown, document: DocumentId) -> int | None:
-        """A trajectory that says what the click does, still without its reward; None where it does nothing."""
-        places, vectors = self._documents.rows_of(shown.documents)
-        clicked = shown.documents.index(document)
-        if clicked not in places or len(places) < 2:
-            return None
-        scores = (vectors @ self.engine.apply(shown.x)).astype(np.float64)
-        gradient = click_gradient(scores, places.index(clicked))
-        weight = click_weight(float(shown.propensities[clicked]))  # for the documents; in the shared map it was noise, not a correction
-        tid = self.engine.begin_trajectory(shown.x)
-        self.engine.add_step(
-            tid,
-            activations=gradient.astype(np.float32) @ vectors,
-            attention_weights=pack([key_of(shown.documents[place]) for place in places], weight * gradient),
-            expected=_EXPECTED,
-        )
-        self.engine.end_trajectory(tid)
-        return tid
-
-    def _count_win(self, shown: _Shown) -> None:
-        if shown.teams is None:
-            return
-        credit = sum(team for document, team in zip(shown.documents, shown.teams, strict=True) if document in shown.clicks)
-        winner = (credit > 0) - (credit < 0)
-        self._guard.count(shown.winner, winner)
-        shown.winner = winner
 
     # ---- state ----
 
@@ -393,7 +314,7 @@ class Ranker:
             "documents": len(self._documents),
             "corrected": self._documents.corrected,
             "rankings": self._ranked,
-            "clicks": self._clicks,
+            "clicks": self._clicks.count,
             "unknown_feedback": self._unknown,
             "serves_frozen": not self.engine.enabled or (self._guarded and self._guard.serves_frozen),
             "wins": tuple(self._guard.wins),
@@ -470,28 +391,3 @@ class Ranker:
 
     def __repr__(self) -> str:
         return f"<Ranker {len(self)} documents, dim={self._documents.dim}>"
-
-
-def _given(
-    documents: Mapping[Any, Any] | npt.NDArray[Any] | Sequence[Any], ids: Sequence[Any] | None, dim: int | None
-) -> tuple[list[DocumentId], Floats]:
-    """Ids and vectors (n, dim) of what a caller passes as documents."""
-    if isinstance(documents, Mapping):
-        if ids is not None:
-            raise SonaValueError("ids: expected None with a mapping, whose keys they are")
-        ids, documents = list(documents), list(documents.values())
-    if len(documents) == 0:
-        if dim is None or whole(dim, "dim") < 1:
-            raise SonaValueError(f"dim: expected at least 1 where there are no documents yet, got {dim!r}")
-        return [], np.empty((0, dim), np.float32)
-    vectors = coerce(documents, (None, dim), "documents")
-    names: list[DocumentId] = list(range(len(vectors))) if ids is None else [checked_id(id) for id in ids]
-    if len(names) != len(vectors):
-        raise SonaValueError(f"ids: expected one per row of {len(vectors)}, got {len(names)}")
-    return names, vectors
-
-
-def _mean_norm(vectors: Floats) -> float:
-    """1 where there are none."""
-    norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).mean()) if len(vectors) else 0.0
-    return norm or 1.0
