@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md"))))
 SECTIONS = ("Install, and see it learn", "Example", "Measured", "From C", "Threads", "Limits", "Alternatives", "More")
 ROUTER = sona.Router(["a", "b"], dim=2)
-OBJECTS = {"router": ROUTER, "engine": ROUTER.engine, "store": sona.SqliteStore, "sona": sona}
+OBJECTS = {"router": ROUTER, "ranker": sona.Ranker([[1.0, 0.0]]), "engine": ROUTER.engine, "store": sona.SqliteStore, "sona": sona}
 
 
 def text(document: str) -> str:
