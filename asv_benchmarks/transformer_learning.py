@@ -47,9 +47,9 @@ SWEPT = {
     "PEFT, Adam": (1e-4, 3e-4, 1e-3),
 }
 CHOSEN = {"Router": None, "pooled": None, "residual": None, "linear": None, "PEFT, Adam": 3e-4}  # None: the default
-LENGTH = {"trec": 48, "news": 64}  # tokens
+LENGTH = {"trec": 48, "news": 32}  # tokens
 TUNED_ON = 2000  # texts, after a shuffle, that only the sweep sees
-TAKEN = {"trec": 4000, "news": 2000}  # of those after them at most
+TAKEN = {"trec": 4000, "news": 1000}  # of those after them at most
 
 
 @dataclass(frozen=True)
