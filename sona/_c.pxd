@@ -149,6 +149,8 @@ cdef extern from "sona/instant.h" nogil:
     sona_calibration sona_instant_calibration(const sona_instant *instant)
     void sona_instant_set_calibration(sona_instant *instant, sona_calibration calibration)
     float *sona_instant_covariance(sona_instant *instant, size_t *side, size_t *ld)
+    const float *sona_instant_inputs(const sona_instant *instant, double *count, double *square)
+    sona_status sona_instant_set_inputs(sona_instant *instant, const float *mean, double count, double square)
     size_t sona_instant_bytes(const sona_instant *instant)
 
 # ---- sona/guard.h ----

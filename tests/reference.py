@@ -25,6 +25,9 @@ RESTORE_AT = 0.03
 MEAN_MOMENTUM = 0.02
 MEAN_START = 0.5
 VARIANCE_FLOOR = 1e-3
+CENTRE_NOISE = 4.0
+CENTRE_MEMORY = 1000
+LEAST_SPREAD = 1e-3
 # csrc/src/policy.c, sona/loops/_policy.pyx
 PRIOR = 30.0
 OFF_POLICY_STEP = 0.3
@@ -91,6 +94,24 @@ class InstantRule:
         self.mean = MEAN_START
         self.steps = 0
         self.restore = 0.0
+        self.middle, self.inputs, self.square = np.zeros(dim), 0, 0.0  # mean of the inputs and a zero, how many, mean of |x|^2
+
+    def place(self, x: Any) -> tuple[Array, float, Array]:
+        """(x', stretch, what is taken off x)."""
+        length = float(self.middle @ self.middle)
+        noise = max(self.square - length, 0) / (self.inputs + 1)
+        share = 1 - CENTRE_NOISE * noise / length if length > 0 else 0.0
+        if not share > 0 or not self.constant > 0:
+            return np.append(x, self.constant), 1.0, np.zeros(self.dim)
+        left = max(self.square - share * (2 - share) * length, LEAST_SPREAD * self.square)
+        stretch, off = float(np.sqrt(self.square / left)), share * self.middle
+        return np.append(stretch * (np.asarray(x, np.float64) - off), self.constant), stretch, off
+
+    def count(self, x: Any) -> None:
+        x = np.asarray(x, np.float64)
+        self.inputs = min(self.inputs + 1, CENTRE_MEMORY)
+        self.middle = self.middle + (x - self.middle) / (self.inputs + 1)
+        self.square += (float(x @ x) - self.square) / self.inputs
 
     @property
     def confidence(self) -> float:
@@ -127,6 +148,7 @@ class InstantRule:
                     self.shown = MEMORY * self.shown + more[1]
                 self.steps += 1
             self.mean += MEAN_MOMENTUM * (reward - self.mean)
+            self.count(x)
         return report, pair
 
     def revise(
@@ -157,12 +179,13 @@ class InstantRule:
             factor = rest / odds
             h = max(p * rest * rest / odds, CURVATURE_FLOOR)
         surprise = reward - p if change is None else change
-        input_ = np.append(x, self.constant)
+        input_, stretch, off = self.place(x)
         q = self.covariance @ input_ if self.full else self.p0 * input_
         sigma = float(input_ @ q)
         advantage = surprise * factor
         gain = weight * c * advantage / (1 + c * h * float(v @ v) * sigma)
-        pair = Pair(gain, v, q[: self.dim], float(q[self.dim] * self.constant))
+        down = stretch * q[: self.dim]
+        pair = Pair(gain, v, down, float(q[self.dim] * self.constant - down @ off))
         to.append(pair.up, pair.down, pair.gain, pair.offset)
         report = {
             "expected": p,

@@ -74,6 +74,9 @@ def test_a_replay_is_the_instant_step_again_with_calibration_and_trust_held(seed
         rule.delta.append(one[0], one[1], 1.0, float(one[2]))
     calibration = policy.instant.state()["calibration"]
     rule.instant.rewarded, rule.instant.shown = calibration[:2]
+    inputs = policy.instant.state()["inputs"]
+    rule.instant.middle, rule.instant.inputs, rule.instant.square = inputs[:-2], int(inputs[-2]), float(inputs[-1])
+    rule.instant.count = lambda x: None  # type: ignore[method-assign]
     rule.trust.value = policy.trust
     for name, row in zip(policy.arms, policy.state()["arm_calibration"], strict=True):
         rule.records[name] = row.tolist()

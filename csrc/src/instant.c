@@ -12,6 +12,9 @@ static const double RESTORE_AT = 0.03; /* about ten of them: P is rewritten that
 static const float ODDS_FLOOR = 0.01f; /* 1 - p */
 static const float MEAN_MOMENTUM = 0.02f;
 static const float VARIANCE_FLOOR = 1e-3f; /* of p0 |x'|^2: below it P stops shrinking, or a long-lived learner would freeze */
+static const double CENTRE_NOISE = 4;      /* squared errors of the mean that its squared length must be above before it counts */
+static const double CENTRE_MEMORY = 1000;  /* inputs that the mean is of, about */
+static const double LEAST_SPREAD = 1e-3;   /* of the mean square: inputs that hardly differ are stretched no further */
 
 struct sona_instant {
   sona_instant_options o;
@@ -20,6 +23,12 @@ struct sona_instant {
   float *covariance; /* (side, ld), or NULL */
   float *input;      /* (ld): x' */
   float *direction;  /* (ld): q = P x' */
+  float *down;       /* (ld): what q is to x itself */
+  float *mean;       /* (ld): of the inputs and of one more that is 0 */
+  double inputs;     /* how many, at most CENTRE_MEMORY */
+  double square;     /* mean of |x|^2 */
+  float centre;      /* share of the mean that is taken off; 0 while it may be chance */
+  float stretch;     /* makes what is left as long as x was */
 };
 
 sona_status sona_instant_create(const sona_instant_options *options, sona_instant **out) {
@@ -33,13 +42,16 @@ sona_status sona_instant_create(const sona_instant_options *options, sona_instan
   s->side = o.dim + 1;
   s->ld = (s->side + 15) / 16 * 16;
   s->calibration = (sona_calibration){.rewarded = OPTIMISM, .shown = OPTIMISM, .mean_reward = 0.5};
-  s->input = sona_calloc(2 * s->ld, sizeof(float));
+  s->stretch = 1;
+  s->input = sona_calloc(4 * s->ld, sizeof(float));
   if (o.precondition == SONA_FULL) s->covariance = sona_calloc(s->side, s->ld * sizeof(float));
   if (!s->input || (o.precondition == SONA_FULL && !s->covariance)) {
     sona_instant_destroy(s);
     return SONA_ENOMEM;
   }
   s->direction = s->input + s->ld;
+  s->down = s->direction + s->ld;
+  s->mean = s->down + s->ld;
   sona_instant_soften(s, 0);
   *out = s;
   return SONA_OK;
@@ -56,6 +68,8 @@ void sona_instant_destroy(sona_instant *s) {
 static float precondition(sona_instant *s, const float *x) {
   const sona_kernels *k = s->o.kernels;
   memcpy(s->input, x, s->o.dim * sizeof *x);
+  if (s->centre > 0)
+    for (size_t i = 0; i < s->o.dim; i++) s->input[i] = s->stretch * (x[i] - s->centre * s->mean[i]);
   s->input[s->o.dim] = s->o.constant;
   if (s->covariance) {
     k->gemv(s->covariance, s->ld, s->input, s->direction, s->side, s->side);
@@ -64,6 +78,26 @@ static float precondition(sona_instant *s, const float *x) {
     k->axpy(s->o.p0, s->input, s->direction, s->side);
   }
   return k->dot(s->input, s->direction, s->side);
+}
+
+/* How much of the mean to take off, and what to stretch the rest by.  The share is the one of James and Stein: the mean of inputs that point
+ * all ways is about one standard error long by chance, and nothing of that is taken off. */
+static void place_centre(sona_instant *s) {
+  const double length = s->o.kernels->dot(s->mean, s->mean, s->o.dim), noise = (s->square - length) / (s->inputs + 1);
+  const double share = length > 0 ? 1 - CENTRE_NOISE * fmax(noise, 0) / length : 0;
+  const int counts = share > 0 && s->o.constant > 0; /* what is taken off comes back in the offset, which is the constant's */
+  const double left = fmax(s->square - share * (2 - share) * length, LEAST_SPREAD * s->square);
+  s->centre = counts ? (float)share : 0;
+  s->stretch = counts ? (float)sqrt(s->square / left) : 1;
+}
+
+/* Another input counts in the mean. */
+static void count_input(sona_instant *s, const float *x) {
+  if (s->inputs < CENTRE_MEMORY) s->inputs++;
+  const float share = (float)(1 / (s->inputs + 1));
+  for (size_t i = 0; i < s->o.dim; i++) s->mean[i] += share * (x[i] - s->mean[i]);
+  s->square += (s->o.kernels->dot(x, x, s->o.dim) - s->square) / s->inputs;
+  place_centre(s);
 }
 
 /* P -= w q q^T / (1 + w sigma) unless it has shrunk to its floor along x' */
@@ -108,7 +142,8 @@ static float expect(const sona_instant *s, float probability, float rate, sona_s
 
 static sona_status check(const sona_instant *s, const float *x, const float *v, float probability, float rate, float weight) {
   const sona_kernels *k = s->o.kernels;
-  if (!isfinite(k->dot(x, x, s->o.dim)) || !isfinite(k->dot(v, v, s->o.dim))) return SONA_ENONFINITE;
+  const float reach = s->centre > 0 ? 4 * s->stretch * s->stretch : 1; /* of |x'|^2 over |x|^2 */
+  if (!isfinite(reach * k->dot(x, x, s->o.dim)) || !isfinite(k->dot(v, v, s->o.dim))) return SONA_ENONFINITE;
   if (!isnan(probability) && !(probability >= 0 && probability <= 1)) return SONA_EINVAL;
   if (!(rate >= 0 && rate <= 1) || !(weight > 0 && weight <= 1)) return SONA_EINVAL;
   return SONA_OK;
@@ -123,7 +158,10 @@ static sona_status append(sona_instant *s, sona_adapter *adapter, const float *x
     step->sigma = precondition(s, x);
   }
   step->gain = weight * step->confidence * step->advantage / (1 + step->confidence * step->curvature * length * step->sigma);
-  return sona_adapter_append(adapter, step->gain, v, s->direction, s->direction[s->o.dim] * s->o.constant);
+  const float offset = s->direction[s->o.dim] * s->o.constant;
+  if (!(s->centre > 0)) return sona_adapter_append(adapter, step->gain, v, s->direction, offset);
+  for (size_t i = 0; i < s->o.dim; i++) s->down[i] = s->stretch * s->direction[i];
+  return sona_adapter_append(adapter, step->gain, v, s->down, offset - s->centre * s->o.kernels->dot(s->down, s->mean, s->o.dim));
 }
 
 sona_status sona_instant_step(sona_instant *s, sona_adapter *adapter, const float *x, const float *v, float probability, float rate,
@@ -152,6 +190,7 @@ sona_status sona_instant_step(sona_instant *s, sona_adapter *adapter, const floa
       c->steps++;
     }
     c->mean_reward += MEAN_MOMENTUM * (reward - c->mean_reward);
+    count_input(s, x);
   }
   if (report) *report = step;
   return SONA_OK;
@@ -201,6 +240,22 @@ float *sona_instant_covariance(sona_instant *s, size_t *side, size_t *ld) {
   return s->covariance;
 }
 
+const float *sona_instant_inputs(const sona_instant *s, double *count, double *square) {
+  *count = s->inputs;
+  *square = s->square;
+  return s->mean;
+}
+
+sona_status sona_instant_set_inputs(sona_instant *s, const float *mean, double count, double square) {
+  if (!isfinite(s->o.kernels->dot(mean, mean, s->o.dim))) return SONA_ENONFINITE;
+  if (!(count >= 0 && count <= CENTRE_MEMORY) || !(square >= 0 && isfinite(square))) return SONA_EINVAL;
+  memcpy(s->mean, mean, s->o.dim * sizeof *mean);
+  s->inputs = count;
+  s->square = square;
+  place_centre(s);
+  return SONA_OK;
+}
+
 size_t sona_instant_bytes(const sona_instant *s) {
-  return sizeof *s + 2 * s->ld * sizeof(float) + (s->covariance ? s->side * s->ld * sizeof(float) : 0);
+  return sizeof *s + 4 * s->ld * sizeof(float) + (s->covariance ? s->side * s->ld * sizeof(float) : 0);
 }

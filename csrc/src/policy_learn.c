@@ -222,6 +222,9 @@ sona_status sona_policy_rehearse(sona_policy *p, sona_instant *step, const float
   const sona_status status = rescore(p, x, candidates, count, d, &v);
   p->partner = partner;
   if (status) return status;
+  double inputs, square;
+  const float *const mean = sona_instant_inputs(p->instant, &inputs, &square);
+  (void)sona_instant_set_inputs(step, mean, inputs, square); /* what one has counted the other can take */
   sona_instant_set_calibration(step, sona_instant_calibration(p->instant));
   return sona_instant_step(step, p->adapter, x, p->direction, v.probability, sona_policy_best_rate(p), reward,
                            d->own ? weight : weight * p->o.off_policy_step, SONA_STEP_AGAIN, NULL);

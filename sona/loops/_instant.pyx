@@ -8,7 +8,8 @@ from sona._arrays cimport sona_is_input
 from sona._c cimport (
     SONA_ENOMEM, SONA_FULL, SONA_IDENTITY, SONA_OK, SONA_STEP_OWN,
     sona_calibration, sona_instant_bytes, sona_instant_calibration, sona_instant_confidence, sona_instant_covariance, sona_instant_create,
-    sona_instant_destroy, sona_instant_options, sona_instant_revise, sona_instant_set_calibration, sona_instant_soften, sona_instant_step,
+    sona_instant_destroy, sona_instant_inputs, sona_instant_options, sona_instant_revise, sona_instant_set_calibration,
+    sona_instant_set_inputs, sona_instant_soften, sona_instant_step,
     sona_status, sona_step,
 )
 from sona._kernels cimport kernels_named
@@ -168,13 +169,23 @@ cdef class Instant:
         sona_instant_soften(self.handle, <float> keep)
 
     def state(self):
-        """Arrays that `restore` takes: calibration (5,) float64 and, with precondition="full", covariance (dim + 1, dim + 1)."""
+        """
+        Arrays that `restore` takes: calibration (5,) float64, inputs (dim + 2,) float64 (their mean, how many, their mean square length)
+        and, with precondition="full", covariance (dim + 1, dim + 1).
+        """
         cdef sona_calibration c = sona_instant_calibration(self.handle)
         cdef size_t side = 0, ld = 0
         cdef float *p = sona_instant_covariance(self.handle, &side, &ld)
         cdef cnp.ndarray covariance
         cdef size_t i
         arrays = {"calibration": np.array([c.rewarded, c.shown, c.mean_reward, c.steps, c.restore], dtype=np.float64)}
+        cdef double count = 0, square = 0
+        cdef const float *mean = sona_instant_inputs(self.handle, &count, &square)
+        cdef cnp.ndarray place = np.empty(self.dim + 2, dtype=np.float64)
+        for i in range(<size_t> self.dim):
+            (<double *> cnp.PyArray_DATA(place))[i] = mean[i]
+        place[self.dim], place[self.dim + 1] = count, square
+        arrays["inputs"] = place
         if p != NULL:
             covariance = np.empty((side, side), dtype=np.float32)
             for i in range(side):
@@ -183,7 +194,7 @@ cdef class Instant:
         return arrays
 
     def restore(self, arrays):
-        """Put back what `state` returned."""
+        """Put back what `state` returned; without inputs, a state of an older version, their mean is learned anew."""
         cdef sona_calibration c
         cdef size_t side = 0, ld = 0
         cdef float *p = sona_instant_covariance(self.handle, &side, &ld)
@@ -194,9 +205,16 @@ cdef class Instant:
             raise SonaValueError(f"calibration: expected five finite numbers with a positive second one, got {values}")
         if (p != NULL) != ("covariance" in arrays):
             raise SonaValueError(f"precondition: expected {self.precondition}, got a state of the other kind")
+        inputs = np.asarray(arrays.get("inputs", np.zeros(self.dim + 2)), dtype=np.float64)
+        if inputs.shape != (self.dim + 2,):
+            raise SonaValueError(f"inputs: expected shape ({self.dim + 2},), got {inputs.shape}")
+        mean = coerce(inputs[:-2], (self.dim,), "inputs")
         if p != NULL:
             covariance = coerce(arrays["covariance"], (side, side), "covariance")
             data = <const float *> cnp.PyArray_DATA(covariance)
+        check(sona_instant_set_inputs(self.handle, <const float *> cnp.PyArray_DATA(mean), inputs[-2], inputs[-1]),
+              f"inputs with a count in [0, 1000] and a mean square of at least 0, got {inputs[-2:]}")
+        if p != NULL:
             for i in range(side):
                 memcpy(p + i * ld, data + i * side, side * sizeof(float))
         c.rewarded, c.shown, c.mean_reward, c.steps, c.restore = values[0], values[1], values[2], int(values[3]), values[4]

@@ -7,8 +7,8 @@ from libc.string cimport memcpy
 
 from sona._c cimport (
     SONA_OK,
-    sona_decision, sona_outcome, sona_pending_get, sona_policy_get_state, sona_policy_knew, sona_policy_learn, sona_policy_route,
-    sona_policy_rows, sona_policy_set_state, sona_policy_state, sona_policy_version, sona_record, sona_record_candidates, sona_status,
+    sona_decision, sona_instant_inputs, sona_instant_set_inputs, sona_outcome, sona_pending_get, sona_policy_get_state, sona_policy_knew,
+    sona_policy_learn, sona_policy_route, sona_policy_rows, sona_policy_set_state, sona_policy_state, sona_policy_version, sona_record, sona_record_candidates, sona_status,
     sona_step,
 )
 from sona._status cimport check
@@ -76,8 +76,8 @@ def learn_rows(Policy policy not None, const float[:, ::1] x, const int32_t[::1]
                const int64_t[::1] start, const int32_t[::1] candidates, const int64_t[::1] order):
     """
     One instant step for each row of `order`, of the size `weight` times the policy's `off_policy_step`, with everything but the adapter
-    held still: calibration, trust and the guard stay as they are. Columns as `remembered` returns them, unchecked; releases the GIL, so
-    nobody else may know the policy.
+    held still: calibration, mean input, trust and the guard stay as they are. Columns as `remembered` returns them, unchecked; releases
+    the GIL, so nobody else may know the policy.
     """
     cdef sona_policy_state state = sona_policy_get_state(policy.handle)
     cdef sona_decision decision
@@ -89,6 +89,10 @@ def learn_rows(Policy policy not None, const float[:, ::1] x, const int32_t[::1]
     decision.own, decision.agreed, decision.trial, decision.rival, decision.partner, decision.propensity = 0, 1, 0, 0, 0, 1
     decision.chance[0], decision.chance[1], decision.chance[2] = 1, 1, 1
     decision.version = sona_policy_version(policy.handle)
+    cdef double inputs = 0, square = 0
+    cdef const float *now = sona_instant_inputs(policy.instant.handle, &inputs, &square)
+    cdef float[::1] mean = np.empty(policy.dim, dtype=np.float32)
+    memcpy(&mean[0], now, policy.dim * sizeof(float))
     with nogil:
         for i in range(order.shape[0]):
             row = order[i]
@@ -96,6 +100,7 @@ def learn_rows(Policy policy not None, const float[:, ::1] x, const int32_t[::1]
             status = sona_policy_learn(policy.handle, &x[row, 0], &candidates[start[row]] if count else NULL, count, &decision,
                                        reward[row], weight[row], &outcome, &step)
             sona_policy_set_state(policy.handle, state)
+            sona_instant_set_inputs(policy.instant.handle, &mean[0], inputs, square)
             if status:
                 break
     check(status, f"replay of row {row}")

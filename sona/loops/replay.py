@@ -31,14 +31,15 @@ class Mark:
 
     before: int
     factors: Factors
-    calibration: npt.NDArray[np.float64]
+    instant: Mapping[str, npt.NDArray[np.float64]]
     policy: Mapping[str, npt.NDArray[Any]]
 
     @classmethod
     def of(cls, policy: Policy) -> Self:
         """The learner as it is now."""
         kept = {name: value for name, value in policy.state().items() if not name.startswith("copy")}
-        return cls(policy.next_id, Factors.of(policy.adapter), policy.instant.state()["calibration"], kept)
+        instant = {name: value for name, value in policy.instant.state().items() if name != "covariance"}
+        return cls(policy.next_id, Factors.of(policy.adapter), instant, kept)
 
 
 class Replay:
@@ -73,7 +74,7 @@ class Replay:
             isa=policy.adapter.isa,
         )
         instant = Instant(dim, policy.instant.prior_variance, policy.instant.constant, "identity", isa=policy.adapter.isa)
-        instant.restore({"calibration": self.mark.calibration})
+        instant.restore(self.mark.instant)
         self._policy = Policy(self._adapter, instant, tau=policy.tau, guard=False, off_policy_step=1.0, pending=1)
         self._policy.take_arms(policy)
         nothing = {f"copy{n}.{part}": np.zeros((0, dim), np.float32) for n in range(2) for part in ("down", "up", "offset")}

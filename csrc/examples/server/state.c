@@ -1,4 +1,4 @@
-/* What a learner has learned, as a file: `saved`, the arms' calibrations, P, the adapter.  Structs are written as this version of the
+/* What a learner has learned, as a file: `saved`, the arms' calibrations, the mean input, P, the adapter.  Structs are written as this version of the
  * library lays them out; another one refuses them. */
 #include <errno.h>
 #include <stddef.h>
@@ -14,6 +14,7 @@ typedef struct saved {
   uint64_t hash; /* of all that follows */
   uint64_t library, size, dim, arms, fingerprint, side;
   uint64_t next_id, learned;
+  double inputs, square; /* of the mean input */
   sona_calibration calibration;
   sona_policy_state policy;
 } saved;
@@ -23,7 +24,7 @@ typedef struct saved_arm {
   uint64_t choices;
 } saved_arm;
 
-static const char MAGIC[8] = "sonasrv1";
+static const char MAGIC[8] = "sonasrv2";
 enum { HASHED = sizeof(char[8]) + sizeof(uint64_t) }; /* where the hash begins */
 
 static void put(char **at, const void *from, size_t size) {
@@ -39,7 +40,7 @@ static void take(const char **at, void *to, size_t size) {
 /* Bytes in front of the adapter's. */
 static size_t front_size(const learner *l, size_t *side, size_t *ld) {
   if (!sona_instant_covariance(l->teacher.instant, side, ld)) *side = 0;
-  return sizeof(saved) + l->arms->count * sizeof(saved_arm) + *side * *side * sizeof(float);
+  return sizeof(saved) + l->arms->count * sizeof(saved_arm) + l->arms->dim * sizeof(float) + *side * *side * sizeof(float);
 }
 
 /* Under the lock, while nothing is being learned.  What the file is to hold, from malloc. */
@@ -58,6 +59,7 @@ static int snapshot(learner *l, char **bytes, size_t *size) {
                 .learned = l->learned,
                 .calibration = sona_instant_calibration(l->teacher.instant),
                 .policy = sona_policy_get_state(l->front->mind.policy)};
+  const float *const mean = sona_instant_inputs(l->teacher.instant, &head.inputs, &head.square);
   memcpy(head.magic, MAGIC, sizeof MAGIC);
   put(&at, &head, sizeof head);
   for (size_t k = 0; k < l->arms->count; k++) {
@@ -65,6 +67,7 @@ static int snapshot(learner *l, char **bytes, size_t *size) {
     sona_policy_get_calibration(l->teacher.policy, (int32_t)k, &arm.rewarded, &arm.shown, &arm.choices);
     put(&at, &arm, sizeof arm);
   }
+  put(&at, mean, l->arms->dim * sizeof *mean);
   const float *const p = sona_instant_covariance(l->teacher.instant, &side, &ld);
   for (size_t i = 0; p && i < side; i++) put(&at, p + i * ld, side * sizeof *p);
   size_t encoded = 0;
@@ -116,6 +119,8 @@ static int restore(learner *l, const char *bytes, size_t size) {
     take(&at, &arm, sizeof arm);
     sona_policy_set_calibration(l->teacher.policy, (int32_t)k, arm.rewarded, arm.shown, arm.choices);
   }
+  if (sona_instant_set_inputs(l->teacher.instant, (const float *)(const void *)at, head.inputs, head.square)) return EINVAL;
+  at += l->arms->dim * sizeof(float);
   float *const p = sona_instant_covariance(l->teacher.instant, &side, &ld);
   for (size_t i = 0; p && i < side; i++) take(&at, p + i * ld, side * sizeof *p);
   sona_instant_set_calibration(l->teacher.instant, head.calibration);

@@ -6,7 +6,9 @@
  *   q   = P x',  sigma = x' . q,        g = c adv / (1 + c h |v|^2 sigma),   append the pair (up = g v, down = q)
  *   R  <- .99 R + pi^.5 r,  Q <- .99 Q + pi^1.5 over the policy's own choices, R = Q = 1 at the start
  *
- * x' is x followed by a constant input, whose weight becomes the pair's offset.  v is the score direction d log pi(action) / d y.
+ * x' is x followed by a constant input, whose weight becomes the pair's offset.  Where there is a constant, x in x' is (x - m) s, m the mean of
+ * the inputs learned from, as far as it is longer than chance makes it, and s what makes the inputs as long as they were: inputs that all
+ * point much the same way are learned from like any others.  The pair that is appended says the same of x itself.  v is the score direction d log pi(action) / d y.
  * There is no learning rate: p0 c is a prior variance, and the denominator keeps one step from passing the outcome it fits.
  * With SONA_FULL, P is the inverse covariance of recursive least squares over successes, P -= w q q^T / (1 + w sigma),
  * w = r h |v|^2 scale: a failure says nothing about the other actions at x and must not settle x for them.  Failures that were not expected
@@ -62,13 +64,13 @@ enum { SONA_STEP_OWN = 1, SONA_STEP_AGAIN = 2 };
 /* Learns from one outcome.  x and v (dim); probability is pi of the shown action in [0, 1], or NaN when the caller has none: then the
  * running mean of the rewards stands in for p, which is weaker.  rate in [0, 1], see above.  reward in [0, 1].  weight in (0, 1] scales the
  * step.  flags: SONA_STEP_OWN, the policy would have chosen the action itself (only such outcomes calibrate); SONA_STEP_AGAIN, the outcome
- * has been counted before: neither P nor the calibration moves.  report may be NULL. SONA_EINVAL, SONA_ENONFINITE and SONA_ENOMEM leave
+ * has been counted before: P, the mean and the calibration stay.  report may be NULL. SONA_EINVAL, SONA_ENONFINITE and SONA_ENOMEM leave
  * everything as it was. */
 SONA_API sona_status sona_instant_step(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability,
                                        float rate, float reward, float weight, unsigned flags, sona_step *report);
 
 /* The reward of an outcome that is already learned from changes by `change` in [-1, 1]: applies the difference once, at the current
- * weights.  P and the calibration do not move; see sona_instant_recalibrate. */
+ * weights.  P, the mean and the calibration do not move; see sona_instant_recalibrate. */
 SONA_API sona_status sona_instant_revise(sona_instant *instant, sona_adapter *adapter, const float *x, const float *v, float probability,
                                          float rate, float change, float weight, sona_step *report);
 
@@ -96,6 +98,11 @@ SONA_API void sona_instant_set_calibration(sona_instant *instant, sona_calibrati
 
 /* P (side, side) with rows ld apart, side = dim + 1; NULL for SONA_IDENTITY.  The writer may overwrite it when restoring. */
 SONA_API float *sona_instant_covariance(sona_instant *instant, size_t *side, size_t *ld);
+
+/* The mean of the inputs (dim) with one input more that is 0, of how many, and the mean of |x|^2: what a checkpoint keeps beside P. */
+SONA_API const float *sona_instant_inputs(const sona_instant *instant, double *count, double *square);
+/* count in [0, 1000], square >= 0; else SONA_EINVAL or SONA_ENONFINITE, and nothing changes.  mean may be the one of another instant. */
+SONA_API sona_status sona_instant_set_inputs(sona_instant *instant, const float *mean, double count, double square);
 
 SONA_API size_t sona_instant_bytes(const sona_instant *instant);
 
