@@ -80,8 +80,8 @@ static float precondition(sona_instant *s, const float *x) {
   return k->dot(s->input, s->direction, s->side);
 }
 
-/* How much of the mean to take off, and what to stretch the rest by.  The share is the one of James and Stein: the mean of inputs that point
- * all ways is about one standard error long by chance, and nothing of that is taken off. */
+/* How much of the mean to take off, and what to stretch the rest by.  The share is the one of James and Stein: the mean of inputs that
+ * point all ways is about one standard error long by chance, and nothing of that is taken off. */
 static void place_centre(sona_instant *s) {
   const double length = s->o.kernels->dot(s->mean, s->mean, s->o.dim), noise = (s->square - length) / (s->inputs + 1);
   const double share = length > 0 ? 1 - CENTRE_NOISE * fmax(noise, 0) / length : 0;

@@ -92,6 +92,14 @@ static void test_a_state_goes_on_in_another_policy(void) {
   size_t side, ld;
   const float *covariance = sona_instant_covariance(from.instant, &side, &ld);
   memcpy(sona_instant_covariance(to.instant, &side, &ld), covariance, side * ld * sizeof *covariance);
+  double count, square, count_then, square_then;
+  const float *const mean = sona_instant_inputs(from.instant, &count, &square), nan[DIM] = {NAN};
+  CHECK_EQ(sona_instant_set_inputs(to.instant, mean, count, square), SONA_OK);
+  CHECK_EQ(sona_instant_set_inputs(to.instant, nan, count, square), SONA_ENONFINITE);
+  CHECK_EQ(sona_instant_set_inputs(to.instant, mean, 1001, square), SONA_EINVAL);
+  CHECK_EQ(sona_instant_set_inputs(to.instant, mean, count, -1), SONA_EINVAL);
+  CHECK(memcmp(sona_instant_inputs(to.instant, &count_then, &square_then), mean, DIM * sizeof *mean) == 0);
+  CHECK(count > 0 && count_then == count && square_then == square);
   CHECK(sona_policy_confidence(to.policy) == sona_policy_confidence(from.policy));
   for (int t = 0; t < 60; t++) {
     float x[DIM], p[2][ARMS];

@@ -8,8 +8,8 @@ from libc.string cimport memcpy
 from sona._c cimport (
     SONA_OK,
     sona_decision, sona_instant_inputs, sona_instant_set_inputs, sona_outcome, sona_pending_get, sona_policy_get_state, sona_policy_knew,
-    sona_policy_learn, sona_policy_route, sona_policy_rows, sona_policy_set_state, sona_policy_state, sona_policy_version, sona_record, sona_record_candidates, sona_status,
-    sona_step,
+    sona_policy_learn, sona_policy_route, sona_policy_rows, sona_policy_set_state, sona_policy_state, sona_policy_version, sona_record,
+    sona_record_candidates, sona_status, sona_step,
 )
 from sona._status cimport check
 from sona.loops._policy cimport Policy

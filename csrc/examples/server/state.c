@@ -1,5 +1,5 @@
-/* What a learner has learned, as a file: `saved`, the arms' calibrations, the mean input, P, the adapter.  Structs are written as this version of the
- * library lays them out; another one refuses them. */
+/* What a learner has learned, as a file: `saved`, the arms' calibrations, the mean input, P, the adapter.  Structs are written as this
+ * version of the library lays them out; another one refuses them. */
 #include <errno.h>
 #include <stddef.h>
 #include <stdio.h>

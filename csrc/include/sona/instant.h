@@ -6,9 +6,10 @@
  *   q   = P x',  sigma = x' . q,        g = c adv / (1 + c h |v|^2 sigma),   append the pair (up = g v, down = q)
  *   R  <- .99 R + pi^.5 r,  Q <- .99 Q + pi^1.5 over the policy's own choices, R = Q = 1 at the start
  *
- * x' is x followed by a constant input, whose weight becomes the pair's offset.  Where there is a constant, x in x' is (x - m) s, m the mean of
- * the inputs learned from, as far as it is longer than chance makes it, and s what makes the inputs as long as they were: inputs that all
- * point much the same way are learned from like any others.  The pair that is appended says the same of x itself.  v is the score direction d log pi(action) / d y.
+ * x' is x followed by a constant input, whose weight becomes the pair's offset.  Where there is a constant, x stands in x' as (x - m) s:
+ * m is the mean of the inputs learned from, as far as it is longer than chance makes it, and s makes them as long as they were.  So inputs
+ * that point much the same way are learned from like any others.  The pair that is appended is one of x itself.
+ * v is the score direction d log pi(action) / d y.
  * There is no learning rate: p0 c is a prior variance, and the denominator keeps one step from passing the outcome it fits.
  * With SONA_FULL, P is the inverse covariance of recursive least squares over successes, P -= w q q^T / (1 + w sigma),
  * w = r h |v|^2 scale: a failure says nothing about the other actions at x and must not settle x for them.  Failures that were not expected
