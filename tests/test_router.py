@@ -462,7 +462,7 @@ def test_delayed_feedback(delay: int, precondition: Any) -> None:
         waiting.append((d.id, float(right[-1])))
         if len(waiting) > delay:
             assert router.feedback(*waiting.pop(0))
-    assert np.mean(right[-500:]) > least
+    assert np.mean(right[-500:]) > 0.9
     assert np.isfinite(looks(router)).all()
 
 
