@@ -198,7 +198,7 @@ cdef class Instant:
         cdef sona_calibration c
         cdef size_t side = 0, ld = 0
         cdef float *p = sona_instant_covariance(self.handle, &side, &ld)
-        cdef const float *data
+        cdef const float *data = NULL
         cdef size_t i
         values = np.asarray(arrays["calibration"], dtype=np.float64)
         if values.shape != (5,) or not np.isfinite(values).all() or not (values[1] > 0 and (values[[0, 3, 4]] >= 0).all()):
