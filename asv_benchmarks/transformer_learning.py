@@ -42,11 +42,11 @@ PLACES: dict[str, str | list[str]] = {"pooled": "pooled", "residual": "residual"
 SWEPT = {
     "Router": (0.1, 0.2, 0.5, 1.0, 2.0),
     "pooled": (0.1, 0.2, 0.5, 1.0, 2.0),
-    "residual": (1.0, 3.0, 10.0),
-    "linear": (1.0, 3.0, 10.0),
+    "residual": (0.1, 0.3, 1.0, 3.0, 10.0),
+    "linear": (0.1, 0.3, 1.0, 3.0, 10.0),
     "PEFT, Adam": (1e-4, 3e-4, 1e-3),
 }
-CHOSEN = {"Router": None, "pooled": None, "residual": None, "linear": None, "PEFT, Adam": 3e-4}  # None: the default
+CHOSEN = {"Router": None, "pooled": None, "PEFT, Adam": 3e-4}  # None: the default
 LENGTH = {"trec": 48, "news": 32}  # tokens
 TUNED_ON = 2000  # texts, after a shuffle, that only the sweep sees
 TAKEN = {"trec": 4000, "news": 1000}  # of those after them at most
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rewards", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     parser.add_argument("--forms", nargs="+", choices=list(SWEPT), default=list(SWEPT))
+    parser.add_argument("--p0", type=float, help="of adapters in layers; the default's without")
     parser.add_argument("--sweep", action="store_true", help="p0, and PEFT's learning rate, on texts of their own")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -226,7 +227,8 @@ def main() -> None:
     rows, shown_frozen = [], False
     tasks = [task_of(texts, labels, frozen, length, seed, args.rewards) for seed in args.seeds]
     for form in args.forms:
-        for value in SWEPT[form] if args.sweep else (CHOSEN[form],):
+        chosen = args.p0 if form in ("residual", "linear") else CHOSEN[form]
+        for value in SWEPT[form] if args.sweep else (chosen,):
             runs = [run(task, form, value) for task in tasks]
             if not shown_frozen:
                 rows.append(Row("accuracy", f"frozen, {args.set}", spread([each.frozen for each in runs])))
