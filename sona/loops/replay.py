@@ -74,7 +74,7 @@ class Replay:
             isa=policy.adapter.isa,
         )
         instant = Instant(dim, policy.instant.prior_variance, policy.instant.constant, "identity", isa=policy.adapter.isa)
-        instant.restore(self.mark.instant)
+        instant.restore(dict(self.mark.instant))
         self._policy = Policy(self._adapter, instant, tau=policy.tau, guard=False, off_policy_step=1.0, pending=1)
         self._policy.take_arms(policy)
         nothing = {f"copy{n}.{part}": np.zeros((0, dim), np.float32) for n in range(2) for part in ("down", "up", "offset")}
