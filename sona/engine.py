@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _TRAJECTORY_IDS = 1 << 39  # decisions of a router take the lower half of a session's ids
 _OPEN_TRAJECTORIES = 4096
 
-_deciding: "weakref.WeakSet[SonaEngine]" = weakref.WeakSet()  # those of routers with a store
+_deciding: "weakref.WeakSet[SonaEngine]" = weakref.WeakSet()  # those of routers and rankers with a store
 
 
 class SonaEngine:
@@ -167,7 +167,7 @@ class SonaEngine:
                 self._mutex = self.journal.mutex
                 self._rewards = StoredRewards(self._learners, self.journal, self.loop_b, self._memory)
             self._service = Service(name, self._learners, versions, self.journal, self.loop_b, self._mutex, self.observed)
-            if self.policy is not None and self.journal is not None:
+            if (self.policy is not None or beside is not None) and self.journal is not None:
                 _deciding.add(self)
         except BaseException:
             self.close()  # else the store would stay open, and its lease taken, for as long as somebody holds the exception

@@ -474,3 +474,26 @@ def test_documents_come_and_go_while_others_rank_and_click():
     assert not failed
     assert len(ranker) == 200
     assert np.isfinite(ranker._documents.state()["corrections"]).all()
+
+
+def test_a_ranker_with_a_store_is_closed_in_a_forked_child(tmp_path: Path, run_python: RunPython) -> None:
+    run_python(
+        """
+        import os, sys
+        import numpy as np
+        from sona import Ranker
+        from sona.errors import SonaClosedError
+
+        ranker = Ranker(np.eye(4), store=sys.argv[1])
+        if (pid := os.fork()) == 0:
+            try:
+                ranker.rank(np.ones(4))
+            except SonaClosedError as error:
+                os._exit(0 if "Ranker(...)" in str(error) else 2)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert ranker.clicked(ranker.rank(np.ones(4)).id, 0, sync=True)
+        ranker.close()
+        """,
+        tmp_path / "s.db",
+    )

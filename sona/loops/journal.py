@@ -38,7 +38,10 @@ TASKS = ".tasks-"  # in the name of a state that belongs to a learner: what its 
 PATTERNS = ".patterns-"  # the same: what its background loop knows of the requests
 MEMORY = ".memory-"  # the same: its memory graph
 LAYERS = ".layers"  # the same, at the end: which layers of a model it stands beside
-FORKED = "belongs to the parent of this forked process: make a Router(...) in each worker (gunicorn: post_worker_init; ASGI: lifespan)"
+FORKED = (
+    "belongs to the parent of this forked process: make a Router(...) or Ranker(...) in each worker "
+    "(gunicorn: post_worker_init; ASGI: lifespan)"
+)
 _PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
 
 

@@ -376,7 +376,7 @@ class Ranker:
 
     def _check_open(self) -> None:
         if self.engine._closed:
-            raise SonaClosedError("the ranker is closed")
+            raise SonaClosedError(f"the ranker {self.engine._closed_because}")
 
     def __enter__(self) -> Self:
         return self
