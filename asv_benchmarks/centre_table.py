@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ SWEEP = [(alpha, ridge) for alpha in (0.1, 0.3, 1.0) for ridge in (0.03, 0.1, 0.
 
 
 def unit(rows: NDArray[np.floating]) -> F32:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
 def world(data: str, common: float, seed: int) -> tuple[F32, I64, F32]:
@@ -45,7 +46,7 @@ def world(data: str, common: float, seed: int) -> tuple[F32, I64, F32]:
     return x[live], label[live], centroids.astype(np.float32)
 
 
-def routed(x: F32, label: I64, arms: F32 | None, seed: int, **options: bool) -> float:
+def routed(x: F32, label: I64, arms: F32 | None, seed: int, **options: Any) -> float:
     names = list(range(label.max() + 1))
     router = sona.Router(names, dim=x.shape[1], seed=seed, **options) if arms is None else sona.Router(arms, seed=seed, **options)
     right = 0
