@@ -76,12 +76,13 @@ class Setting:
 
 
 SWEEP = [
-    *(Setting(rate, 3, 0.05, hard) for rate in (1e-4, 3e-4, 1e-3) for hard in (0, 3, 9)),
+    *(Setting(rate, 3, 0.05, hard) for rate in (1e-4, 3e-4, 1e-3) for hard in (3, 9)),
+    Setting(hard=0),
     *(Setting(rate, 3, temperature) for rate in (3e-4, 1e-3, 3e-3) for temperature in (0.1, 0.2, 0.4)),
     *(Setting(3e-4, 10, temperature) for temperature in (0.05, 0.1, 0.2)),
     Setting(temperature=0.02),
     Setting(decay=1e-2),
-    Setting(3e-4, 3, 0.1, inverse=True),
+    *(Setting(3e-4, 3, temperature, inverse=True) for temperature in (0.05, 0.1)),
 ]
 
 
