@@ -67,7 +67,7 @@ class Request:
         return self.attached._learn(self.scores(logp), reward, expected)
 
 
-P0 = 1.0  # of layers with many tokens, whose inputs are scaled in each request: measured, docs/transformers.md
+P0 = 0.3  # of layers with many tokens, whose inputs are scaled in each request: measured, docs/transformers.md
 
 _request: ContextVar[Request | None] = ContextVar("sona_request", default=None)
 _sets: ContextVar[tuple[SonaEngine | None, ...] | None] = ContextVar("sona_sets", default=None)
@@ -274,7 +274,7 @@ def attach(
         As of `SonaEngine`.
     config
         Fields of `SonaConfig`, without hidden_dim and num_layers. Where there is more than one token there is no learned constant, and the
-        prior is the identity: bias_input=0, precondition="identity" and p0=1 are the defaults of hooked layers (docs/transformers.md).
+        prior is the identity: bias_input=0, precondition="identity" and p0=0.3 are the defaults of hooked layers (docs/transformers.md).
 
     Raises
     ------
