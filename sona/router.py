@@ -169,6 +169,8 @@ class Router:
     ) -> None:
         vectors = arm_vectors(arms, dim, seed)
         refuse_same_text(vectors)
+        if cost is not None and not isinstance(cost, Mapping):
+            raise SonaTypeError(f"cost: expected prices by name of arm, got {cost!r}")
         costs = {arm: finite(price, f"cost of arm {arm!r}") for arm, price in (cost or {}).items()}
         tau = finite(tau, "tau")
         unknown = [arm for arm in costs if arm not in vectors]
@@ -438,6 +440,9 @@ class Router:
     def feedback_batch(self, ids: Iterable[int], rewards: Iterable[float], *, sync: bool = False, source: str | None = None) -> int:
         """Rewards of several decisions, in order; returns how many ids were known. A bad reward raises before any is learned."""
         self._check_open()
+        for name, given in (("ids", ids), ("rewards", rewards)):
+            if not isinstance(given, Iterable):
+                raise SonaTypeError(f"{name}: expected one per decision, got {given!r}")
         ids, rewards = [whole(id, "id") for id in ids], list(rewards)
         if len(ids) != len(rewards):
             raise SonaValueError(f"feedback_batch: expected as many rewards as ids, got {len(rewards)} and {len(ids)}")
@@ -455,15 +460,18 @@ class Router:
         Learn from decisions of another policy, in order; returns how many.
 
         Each row is a LoggedDecision or (x, arm, reward). A step is a full one where the router would have made the same choice and a
-        smaller one elsewhere. With a store, the learned state is durable on return; the rows themselves are not kept.
+        smaller one elsewhere. With a store, the learned state is durable on return; the rows themselves are not kept. Rows before one that
+        is refused are learned.
         """
         self._check_recording()
         count = 0
-        for row in rows:
-            logged = row if isinstance(row, LoggedDecision) else LoggedDecision(x=row[0], arm=row[1], reward=row[2])
-            self._policy.learn_logged(logged.x, logged.arm, self.engine._unit(logged.reward), logged.candidates)
-            count += 1
-        self.engine.unlogged += count
+        try:
+            for row in rows:
+                logged = row if isinstance(row, LoggedDecision) else _logged(row, count)
+                self._policy.learn_logged(logged.x, logged.arm, self.engine._unit(logged.reward), logged.candidates)
+                count += 1
+        finally:
+            self.engine.unlogged += count
         if self._journal is not None and self._journal.leading:
             self._journal.save()
         return count
@@ -573,3 +581,10 @@ def _form_pool(engine: SonaEngine, policy: Policy) -> None:
     policy.join(partner_of(policy, new_adapter(config), Instant(config.hidden_dim, _PARTNER_P0, config.bias_input, "identity")))
     step = Instant(config.hidden_dim, instant.prior_variance, config.bias_input, "identity")
     policy.rehearse(step, _REHEARSED, _REHEARSAL_WINDOW, _REHEARSAL_STRENGTH)
+
+
+def _logged(row: Any, number: int) -> LoggedDecision:
+    """A row of `warm_start` that is a tuple."""
+    if not isinstance(row, Sequence) or isinstance(row, str | bytes) or len(row) != 3:
+        raise SonaTypeError(f"row {number}: expected a LoggedDecision or (x, arm, reward), got {type(row).__name__} {row!r:.100}")
+    return LoggedDecision(x=row[0], arm=row[1], reward=row[2])

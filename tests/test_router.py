@@ -898,10 +898,31 @@ def test_warm_start_checks_its_rows() -> None:
         ((x, "a", 2.0), SonaValueError),
         (LoggedDecision(x=x, arm="a", reward=1.0, candidates=["b", "c"]), SonaValueError),
         (LoggedDecision(x=x, arm="a", reward=1.0, candidates=["a", "z"]), SonaValueError),
+        ({"x": x, "arm": "a", "reward": 1.0}, SonaTypeError),
+        ((x, "a"), SonaTypeError),
     ]:
         with pytest.raises(error):
             router.warm_start([row])
     assert learned(router) == before
+    with pytest.raises(SonaTypeError, match=r"row 1: expected a LoggedDecision or \(x, arm, reward\), got tuple"):
+        router.warm_start([(x, "a", 1.0), (x, "a")])
+    assert router.engine.unlogged == 1  # the row before it
+
+
+def test_prices_and_rewards_of_other_kinds_are_refused() -> None:
+    with pytest.raises(SonaTypeError, match=r"cost: expected prices by name of arm, got \[1, 2\]"):
+        Router(["a", "b"], dim=2, cost=[1, 2])  # type: ignore[arg-type]
+    router = Router(["a", "b"], dim=2)
+    id = router.route([1.0, 0.0]).id
+    with pytest.raises(SonaTypeError, match="rewards: expected one per decision, got 1"):
+        router.feedback_batch([id], 1)  # type: ignore[arg-type]
+    assert router.stats()["learned"] == 0
+
+
+def test_warm_start_counts_its_rows() -> None:
+    rng = np.random.default_rng(0)
+    router = Router({name: normal(rng, DIM) for name in "abc"})
+    x = normal(rng, DIM)
     assert router.warm_start([LoggedDecision(x=x, arm="a", reward=1.0, candidates=["a", "b"])]) == 1
     assert router.warm_start([]) == 0
 
