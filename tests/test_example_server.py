@@ -546,6 +546,8 @@ def test_it_ends_with_connections_open(start: Callable[..., Server], arms: np.nd
     server = start(arms)
     server.stats()
     with server.connect() as idle, server.connect() as half:
+        idle.sendall(request(body=VECTOR))
+        assert idle.recv(1 << 16)  # it has been taken in
         half.sendall(request(body=VECTOR)[:-1])
         began = time.monotonic()
         server.end(how)

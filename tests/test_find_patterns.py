@@ -30,7 +30,7 @@ SMALL = BackgroundLoopConfig(patterns=PatternConfig(embedding_dim=D, k_clusters=
 
 @pytest.fixture
 def world() -> Clusters:
-    return Clusters(3)
+    return Clusters(2)
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_ids_are_unique_over_restarts(tmp_path: Path) -> None:
 CRASH = """
     import os, sys
     from sona.loops.background import BackgroundLoopConfig
-from sona.loops.journal import Journal
+    from sona.loops.journal import Journal
     from test_journal import open_router, script_of, world
 
     path, save_every, end = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -19,6 +19,7 @@ from sona.trajectory._record import decode
 DocumentId = str | int
 
 STRENGTH = 0.1  # of a correction, measured: docs/ranker.md
+SCANS = 8  # again where documents that were found had been removed by the end of the scan
 CORRECTED = 8192  # documents that have a correction; of more, the ones that no list has moved for longest lose theirs
 
 _PACKED = 4  # floats a document: its key in three, which each hold exactly, and its coefficient
@@ -182,13 +183,14 @@ class Documents:
 
     def top(self, y: Floats, k: int, *, frozen: bool = False) -> tuple[list[DocumentId], Floats]:
         """Ids and scores of the k documents with the largest <y, vector>, best first; y (dim,). Releases the GIL while it scans."""
-        rows = self._rows
-        index, scores = self._kernels.top_k((rows.given if frozen else rows.served)[: len(rows.ids)], y, k)
-        ids = [rows.ids[row] for row in index.tolist()]
-        if None in ids:  # removed while the scan ran
-            kept = [place for place, id in enumerate(ids) if id is not None]
-            return [id for id in ids if id is not None], scores[kept]
-        return ids, scores
+        for _ in range(SCANS):
+            rows = self._rows
+            index, scores = self._kernels.top_k((rows.given if frozen else rows.served)[: len(rows.ids)], y, k)
+            ids = [rows.ids[row] for row in index.tolist()]
+            if None not in ids:
+                return ids, scores
+        kept = [place for place, id in enumerate(ids) if id is not None]  # the others were removed while the last scan ran
+        return [id for id in ids if id is not None], scores[kept]
 
     def rows_of(self, ids: Sequence[DocumentId], *, frozen: bool = False) -> tuple[list[int], Floats]:
         """Which of `ids` are here, as places in `ids`, and their vectors, (n, dim)."""
