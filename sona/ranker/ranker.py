@@ -191,7 +191,7 @@ class Ranker:
         query : array of shape (dim,)
             Any norm; finite.
         k : int
-            Fewer come back where there are fewer.
+            Fewer come back where there are fewer, or where some of them are removed meanwhile.
         candidates : sequence of ids, optional
             Rank these only, of an index that found them before; ids that are not here are left out. Default all, by an exact scan.
 
