@@ -15,7 +15,7 @@ PROGRAMS = sorted(path.stem.removeprefix("test_") for path in SUITE.glob("test_*
 @pytest.mark.parametrize(
     ("target", "mode"),
     [
-        ("check", "plain"),
+        pytest.param("check", "plain", marks=pytest.mark.slow),  # `make test` has run it
         pytest.param("asan", "asan", marks=pytest.mark.slow),
         pytest.param("tsan", "tsan", marks=pytest.mark.slow),
     ],

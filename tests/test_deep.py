@@ -702,6 +702,7 @@ def dream_on(path: str, acknowledge: Connection, seed: int) -> None:
             assert router.deep_learn().status == "completed"
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_memory_of_before_or_after_a_cycle(path: Path) -> None:
     rng, size = random.Random(5), {}
     for _ in range(6):

@@ -407,6 +407,7 @@ def keep_for_ever(path: str, acknowledge: Connection, seed: int) -> None:
             acknowledge.send(count)
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_or_the_new_patterns(world: Clusters, path: Path) -> None:
     with make_router(world, path) as router:
         serve(router, world, 200)

@@ -415,6 +415,7 @@ def publish_versions(path: str, acknowledge: Connection, seed: int) -> None:
             acknowledge.send(("published", number, content))
 
 
+@pytest.mark.slow
 def test_kills_lose_no_version_and_never_part_the_published_one_from_its_state(tmp_path: Path) -> None:
     path, rng = tmp_path / "sona.db", random.Random(7)
     last, published = 0, 0
