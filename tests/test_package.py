@@ -78,6 +78,7 @@ def installed(built: Built, script: str, cwd: Path) -> str:
 # ---- the wheel ----
 
 
+@pytest.mark.slow
 def test_wheel_has_every_file_of_the_package(built: Built) -> None:
     sources = {name for name in built.files if name.startswith("sona/")}
     headers = {f"sona/include/{name.removeprefix('csrc/include/')}" for name in built.files if name.startswith("csrc/include/")}
@@ -86,6 +87,7 @@ def test_wheel_has_every_file_of_the_package(built: Built) -> None:
     assert sources | headers <= built.content
 
 
+@pytest.mark.slow
 def test_wheel_has_nothing_else(built: Built) -> None:
     compiled = {name for name in built.content if name.endswith(".so")}
     assert {name.split(".")[0] for name in compiled} == {name.removesuffix(".pyx") for name in built.files if name.endswith(".pyx")}
@@ -94,6 +96,7 @@ def test_wheel_has_nothing_else(built: Built) -> None:
     assert not [name for name in built.content if name.endswith((".c", ".cpp", ".o", ".a"))]
 
 
+@pytest.mark.slow
 def test_wheel_has_no_debug_information(built: Built) -> None:
     """It would be five sixths of it: Python asks for it wherever Python itself was compiled so."""
     with zipfile.ZipFile(built.wheel) as wheel:
@@ -114,6 +117,7 @@ def test_the_wheels_that_are_made_are_for_the_versions_that_are_promised() -> No
     assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
 
 
+@pytest.mark.slow
 def test_wheel_says_what_it_is(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         info = f"sona-{sona.__version__}.dist-info"
@@ -133,6 +137,7 @@ def test_wheel_says_what_it_is(built: Built) -> None:
     }
 
 
+@pytest.mark.slow
 def test_source_archive_has_the_c_core_and_no_generated_c(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -146,6 +151,7 @@ def test_source_archive_has_the_c_core_and_no_generated_c(built: Built) -> None:
 # ---- installed ----
 
 
+@pytest.mark.slow
 def test_installed_package_routes_and_finds_its_headers(built: Built, tmp_path: Path) -> None:
     script = f"""
 import pathlib, sona
@@ -166,6 +172,7 @@ print("routed")
     assert installed(built, script, tmp_path) == "routed\n"
 
 
+@pytest.mark.slow
 def test_installed_command_line(built: Built, tmp_path: Path) -> None:
     script = "import sys; from sona.cli import main; sys.argv = ['sona', '--version']; main()"
     done = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(built.site))

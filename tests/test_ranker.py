@@ -456,9 +456,10 @@ def test_documents_come_and_go_while_others_rank_and_click():
             random = np.random.default_rng(seed)
             while not done.is_set():
                 ranking = ranker.rank(random.standard_normal(DIM))
-                assert 5 <= len(set(ranking.documents)) == len(ranking.documents) <= 10  # without what was removed meanwhile
+                assert len(set(ranking.documents)) == len(ranking.documents) <= 10  # without what was removed meanwhile
                 assert np.isfinite(ranking.scores).all()
-                ranker.clicked(ranking.id, ranking.documents[int(random.integers(len(ranking.documents)))])
+                if ranking.documents:
+                    ranker.clicked(ranking.id, ranking.documents[int(random.integers(len(ranking.documents)))])
         except BaseException as error:
             failed.append(error)
 
