@@ -447,6 +447,23 @@ def test_corrections_are_bounded(monkeypatch: pytest.MonkeyPatch):
     assert same.sum() == 85
 
 
+def test_a_document_that_goes_while_a_list_is_shared_takes_its_team_along(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sona.ranker.ranker.SHARED", 1.0)
+    ranker = Ranker(vectors(100))
+    ranker.engine.adapters[0].append(vectors(2, seed=5)[0], vectors(2, seed=6)[0], 3.0)  # another order than the frozen one
+    scores = ranker._scores
+
+    def removing(x, ids, *, frozen):
+        ranker.remove(ids[-1])
+        return scores(x, ids, frozen=frozen)
+
+    monkeypatch.setattr(ranker, "_scores", removing)
+    for query in vectors(5, seed=2):
+        ranking = ranker.rank(query)
+        assert (ranking.order, len(ranking.documents)) == ("shared", 9)
+        assert ranker.clicked(ranking.id, ranking.documents[-1])
+
+
 def test_documents_come_and_go_while_others_rank_and_click():
     documents = vectors(300)
     ranker, failed, done = Ranker(documents[:200]), [], threading.Event()

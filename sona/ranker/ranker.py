@@ -212,7 +212,9 @@ class Ranker:
         if shared:
             found, teams = draft(found, self._best(x, k, candidates, frozen=True)[0], k, self._random)
             if any(teams):
+                team_of = dict(zip(found, teams, strict=True))
                 found, scores = self._scores(x, found, frozen=False)
+                teams = [team_of[document] for document in found]  # some may have been removed meanwhile
             else:  # both orders are the same: nothing to share
                 teams = None
         documents = tuple(found)
