@@ -464,6 +464,18 @@ def test_a_document_that_goes_while_a_list_is_shared_takes_its_team_along(monkey
         assert ranker.clicked(ranking.id, ranking.documents[-1])
 
 
+def test_clicks_are_taken_back_although_the_new_one_is_on_a_document_that_has_gone():
+    ranker = Ranker(vectors(50))
+    ranking = ranker.rank(vectors(1, seed=2)[0])
+    first, second = ranking.documents[:2]
+    assert ranker.clicked(ranking.id, first)
+    ranker.remove(second)
+    assert ranker.feedback(ranking.id, [second])
+    assert (ranker.stats()["clicks"], ranker.stats()["unknown_feedback"]) == (0, 0)
+    assert not ranker.clicked(ranking.id, second)
+    assert ranker.stats()["unknown_feedback"] == 1
+
+
 def test_documents_come_and_go_while_others_rank_and_click():
     documents = vectors(300)
     ranker, failed, done = Ranker(documents[:200]), [], threading.Event()

@@ -273,8 +273,7 @@ class Ranker:
         SonaStoreError
             With sync=True: the store could not be written; the click is learned and will be tried again.
         """
-        document = checked_id(document)
-        return self._take(whole(id, "id"), lambda shown: [*shown.clicks, document], [document], sync)
+        return self._take(whole(id, "id"), [document], sync, more=True)
 
     def feedback(self, id: int, clicks: Iterable[DocumentId], *, sync: bool = False) -> bool:
         """
@@ -284,10 +283,11 @@ class Ranker:
         """
         if isinstance(clicks, str | bytes):
             raise SonaTypeError(f"clicks: expected ids of documents, got {clicks!r}")
-        wanted = [checked_id(each) for each in clicks]
-        return self._take(whole(id, "id"), lambda shown: wanted, wanted, sync)
+        return self._take(whole(id, "id"), list(clicks), sync, more=False)
 
-    def _take(self, id: int, wanted_of: Any, named: Sequence[DocumentId], sync: bool) -> bool:
+    def _take(self, id: int, clicks: Sequence[DocumentId], sync: bool, *, more: bool) -> bool:
+        """These are clicks on the list, beside those of before (`more`) or in their place."""
+        clicks = [checked_id(each) for each in clicks]
         self._check_open()
         if self.engine.journal is not None:
             self.engine.journal.check_open()
@@ -296,14 +296,14 @@ class Ranker:
             if shown is None:
                 self._unknown += 1
                 return False
-            for document in named:
+            for document in clicks:
                 if document not in shown.documents:
                     raise SonaValueError(f"ranking {id}: expected one of the documents that it showed, got {document!r}")
-            wanted = [each for each in wanted_of(shown) if each in shown.clicks or each in self._documents]
-            if len(named) == 1 and not wanted:
+            known = [each for each in clicks if each in shown.clicks or each in self._documents]
+            if more and not known:
                 self._unknown += 1
                 return False
-            self._clicks.put(shown, wanted)
+            self._clicks.put(shown, [*shown.clicks, *known] if more else known)
         if sync and self.engine.journal is not None:
             self.engine.journal.flush()
         return True
