@@ -142,6 +142,7 @@ def test_the_process_that_learns_grants_a_wish_at_its_next_tick_or_reward(path: 
         else:
             serve(router, 1)
         assert [v.number for v in router.engine.versions() if v.published] == [1]
+        assert router.engine.observed.stats()["publish"]["completed"] == 1  # watchers see it, as one that was called for
         assert router.engine.store is not None
         assert router.engine.store.asked("default") is None
         if by == "tick":

@@ -44,7 +44,7 @@ class Service:
     mutex : Lock
         Held while a reward is learned.
     observed : Observed
-        Sees the decisions of trials.
+        Sees the decisions of trials, and versions that are served because somebody asked for them in the store.
 
     Attributes
     ----------
@@ -231,7 +231,7 @@ class Service:
         try:
             journal.asked = None
             try:
-                self._serve(find(self.versions.all(), number), cause="asked")
+                self._observed.run("publish", lambda: self._serve(find(self.versions.all(), number), cause="asked"))
             except SonaStoreError:
                 raise
             except SonaError as error:
