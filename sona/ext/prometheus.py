@@ -5,6 +5,7 @@ from typing import Any
 
 from sona.engine import SonaEngine
 from sona.errors import MissingExtraError, SonaTypeError
+from sona.loops.observed import STATUSES
 from sona.router import Router
 
 try:
@@ -42,7 +43,6 @@ _ENGINE_GAUGES = (
     ("store.leading", "1: this process learns for the store"),
     ("open_trajectories", "Trajectories begun and not ended"),
 )
-_STATUSES = ("completed", "cut", "skipped", "failed")
 
 
 class Collector:
@@ -102,7 +102,7 @@ class Collector:
         seconds = GaugeMetricFamily("sona_work_seconds", "What the last one that was not skipped took", labels=names)
         at = GaugeMetricFamily("sona_work_ended_timestamp_seconds", "When it was over, Unix time", labels=names)
         for work, about in stats.items():
-            for status in _STATUSES:
+            for status in STATUSES:
                 count.add_metric([*values, work, status], about[status])
             if "at" in about:
                 seconds.add_metric([*values, work], about["seconds"])

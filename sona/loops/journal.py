@@ -9,7 +9,7 @@ import time
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ FORKED = (
     "(gunicorn: post_worker_init; ASGI: lifespan)"
 )
 _PROPOSALS = struct.Struct("<fffBBBBB")  # chance of current, frozen, anchor; own; agreed; trial; rival; partner
+_PROPOSAL_COLUMNS = np.dtype([("chance", "<f4", 3), ("own", "u1"), ("agreed", "u1"), ("trial", "u1"), ("rival", "u1"), ("partner", "u1")])
 
 
 class Learner(Protocol):
@@ -128,6 +129,11 @@ def proposals(row: DecisionRow) -> tuple[Any, ...]:
     for a candidate on trial; partner: what its step is.
     """
     return _PROPOSALS.unpack(row.proposals.ljust(_PROPOSALS.size, b"\0"))  # shorter: from before there were trials
+
+
+def proposal_columns(packed: Iterable[bytes]) -> npt.NDArray[Any]:
+    """The same of many decisions: a structured array with chance (3,), own, agreed, trial, rival, partner."""
+    return np.frombuffer(b"".join(each[: _PROPOSALS.size].ljust(_PROPOSALS.size, b"\0") for each in packed), _PROPOSAL_COLUMNS)
 
 
 def learners(store: Store) -> list[str]:

@@ -164,7 +164,7 @@ class Board:
         series = self._store.reward_series(newest, min(BUCKETS, max(min(newest, self._store.last_seq()) // LEAST, 1)))
         return {
             "rewards": [
-                {"count": n, "mean": total / n, "error": _error(n, total, squares), "from": first, "to": last}
+                {"count": n, "mean": total / n, "error": outcomes.standard_error(n, total, squares), "from": first, "to": last}
                 for n, total, squares, first, last in series
             ],
             "trajectories": [] if series else self._trajectories(newest),
@@ -176,7 +176,7 @@ class Board:
         for some in np.array_split(rows, min(BUCKETS, max(len(rows), 1))):
             if n := len(some):
                 total, squares = float(some[:, 1].sum()), float((some[:, 1] ** 2).sum())
-                about = {"count": n, "mean": total / n, "error": _error(n, total, squares)}
+                about = {"count": n, "mean": total / n, "error": outcomes.standard_error(n, total, squares)}
                 result.append(about | {"from": float(some[0, 0]), "to": float(some[-1, 0])})
         return result
 
@@ -217,14 +217,6 @@ class Board:
                 return
             except SonaError:
                 self._store.refuse_publish(self.name, asked)
-
-
-def _error(count: int, total: float, squares: float) -> float | None:
-    """Standard error of a mean."""
-    if count < 2:
-        return None
-    variance = max(squares - total**2 / count, 0.0) / (count - 1)
-    return float((variance / count) ** 0.5)
 
 
 def plain(value: Any) -> Any:

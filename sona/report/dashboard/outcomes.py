@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sona.errors import SonaValueError
+from sona.loops.journal import proposal_columns
 from sona.metrics.offpolicy import snips
 from sona.store import Store
 
@@ -17,7 +18,6 @@ Array = npt.NDArray[Any]
 POINTS = 120  # of the line of regret
 ARMS = 30  # that are listed
 CONFIDENT = 1.96  # standard errors of a 95 % interval
-_PROPOSALS = np.dtype([("chance", "<f4", 3), ("own", "u1"), ("agreed", "u1"), ("trial", "u1"), ("rival", "u1"), ("partner", "u1")])
 # s; one bar between two
 DELAYS = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0)
 
@@ -58,14 +58,14 @@ def _arms(store: Store, arm: Array, arm_set: Array, reward: Array) -> dict[str, 
             "arm": distinct[each],
             "count": int(count[each]),
             "mean": float(total[each] / count[each]),
-            "error": _error(int(count[each]), float(total[each]), float(squares[each])),
+            "error": standard_error(int(count[each]), float(total[each]), float(squares[each])),
         }
         for each in order[:ARMS].tolist()
     ]
     return {"listed": listed, "more": max(len(distinct) - ARMS, 0)}
 
 
-def _error(count: int, total: float, squares: float) -> float | None:
+def standard_error(count: int, total: float, squares: float) -> float | None:
     """Standard error of a mean."""
     return float((max(squares - total**2 / count, 0.0) / (count - 1) / count) ** 0.5) if count > 1 else None
 
@@ -74,8 +74,7 @@ def _regret(time: Array, reward: Array, propensity: Array, proposals: tuple[byte
     nothing: dict[str, Any] = {"points": [], "frozen": None, "reason": None}
     if not len(reward):
         return nothing
-    packed = b"".join(each[: _PROPOSALS.itemsize].ljust(_PROPOSALS.itemsize, b"\0") for each in proposals)
-    proposed = np.frombuffer(packed, _PROPOSALS)
+    proposed = proposal_columns(proposals)
     if not ((proposed["own"] == 1) & (proposed["chance"][:, 1] == 0)).any():  # without a guard the learner's choice stands for it
         return nothing | {"reason": "the frozen model never chose another arm than the learner, or the router has no guard"}
     chance = np.clip(proposed["chance"][:, 1].astype(np.float64), 0.0, 1.0)
