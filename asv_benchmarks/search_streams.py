@@ -102,7 +102,10 @@ class Corpus:
         kept = directory / "corpus.npz"
         if not kept.exists():
             texts = descriptions(directory)
-            embed = embedder(next(directory.glob("wordllama-*.whl")))
+            wheels = list(directory.glob("wordllama-*.whl"))
+            if not texts or not wheels:
+                raise SystemExit(f"{directory}: expected apt's lists and the wheel of wordllama, see ranker_table.py --help")
+            embed = embedder(wheels[0])
             parts = [sentences(long) for _, long in texts]
             first = np.cumsum([0, *map(len, parts)])
             short, long = embed([short for short, _ in texts]), embed([long for _, long in texts])

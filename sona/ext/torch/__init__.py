@@ -1,4 +1,4 @@
-"""Adapters in a torch model: `attach` hooks its modules, an engine underneath learns. Needs the extra `torch`."""
+"""Adapters in a torch model: `attach` puts them in, an engine underneath learns. Needs the extra `torch`."""
 
 from sona.errors import MissingExtraError
 

@@ -144,7 +144,7 @@ class Attached:
         save_named(self.engine, self.layers, path)
 
     def detach(self) -> None:
-        """Take the hooks out: the model is what it was. The engine stays open."""
+        """Give the modules their own forwards back: the model is what it was. The engine stays open."""
         for forward in self._forwards:
             forward.detach()
         for place in self._places:
